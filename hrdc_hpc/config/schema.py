@@ -1,0 +1,200 @@
+"""Every field of a run, with its default, unit and meaning. Torch-free.
+
+Fields are semantic (they change what is learnt: a run cannot be resumed under other values) unless they are marked
+OPERATIONAL (paths, nodes, logging, retention: free to change between attempts). A marked section is operational whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hrdc_hpc.config.types import (
+    OPERATIONAL,
+    Component,
+    Fraction,
+    Kind,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    options,
+)
+
+Channels = tuple[float, float, float]
+
+
+@options
+class Levels:
+    """How classes are split into three groups, from frequent to rare."""
+
+    by: Literal["images", "rank"] = "images"
+    """'images': thresholds on the training images of a class; 'rank': fixed numbers of classes, most frequent first."""
+    first_over: NonNegativeInt = 100
+    """by images: a class with more than this many images is in the first group (head, many-shot)."""
+    last_under: NonNegativeInt = 20
+    """by images: a class with fewer than this many images is in the last group (tail, few-shot)."""
+    ranks: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
+    """by rank: classes in each group; must add up to the number of classes."""
+
+
+@options
+class Loader:
+    """How images are read; changes speed, never what is read."""
+
+    threads: PositiveInt | None = None
+    """Decoding threads per rank; unset: the cores that this rank was given."""
+    prefetch: PositiveInt = 2
+    """Batches decoded ahead."""
+    decoder: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where JPEGs are decoded; auto: on the GPU if the rank has one."""
+
+
+@options
+class Data:
+    """Which images, in what order, and how they are cropped."""
+
+    dataset: Annotated[Component, Kind("hrdc_hpc.data.datasets")]
+    sampler: Annotated[Component, Kind("hrdc_hpc.data.samplers")] = Component("uniform")
+    levels: Levels = Levels()
+    """Head, medium and tail classes of the method (hierarchical rebalancing)."""
+    shots: Levels = Levels()
+    """Many-, medium- and few-shot classes of the report; never changes with the method."""
+    image_size: PositiveInt = 224
+    """Side of the square that the network sees, pixels."""
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
+    """Random resized crop: range of the crop's share of the image's area."""
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    """Random resized crop: range of width / height."""
+    flip: bool = True
+    """Mirror every second training image, at random."""
+    eval_resize: PositiveInt = 256
+    """Evaluation: shorter side before the centre crop of image_size, pixels."""
+    mean: Channels = (0.485, 0.456, 0.406)
+    """Per-channel mean that is subtracted, on the scale of 0 to 1 (RGB)."""
+    std: Channels = (0.229, 0.224, 0.225)
+    """Per-channel standard deviation that is divided by (RGB)."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """An image that cannot be decoded: stop the run and name it, or give it weight 0 and count it."""
+    loader: Annotated[Loader, OPERATIONAL] = Loader()
+
+
+@options
+class Model:
+    """The network without its method: a backbone and what its heads have in common."""
+
+    backbone: Annotated[Component, Kind("hrdc_hpc.models.backbones")]
+    bias: bool = True
+    """Whether the linear heads have a bias."""
+
+
+@options
+class Optim:
+    """The optimisation: batch, schedule, SGD."""
+
+    epochs: PositiveInt
+    global_batch: PositiveInt
+    """Images per optimizer step over all ranks; the same on any number of ranks."""
+    lr: PositiveFloat = 0.1
+    """Peak learning rate, at `lr_batch` images per step."""
+    lr_batch: PositiveInt | None = None
+    """The rate is multiplied by global_batch / lr_batch; unset: taken as it is."""
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = 1e-4
+    schedule: Annotated[Component, Kind("hrdc_hpc.engine.schedules")] = Component("cosine")
+    warmup_epochs: NonNegativeFloat = 0.0
+    """Epochs of linear warm-up, in front of and part of the schedule."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of the exponential moving average of the weights; unset: none is kept."""
+    accumulation: Annotated[PositiveInt, OPERATIONAL] = 1
+    """Forward-backward passes per step and rank; the rank's share of the batch is cut into as many pieces."""
+
+
+@options
+class Compute:
+    """Number formats and kernels."""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], OPERATIONAL] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of matrix products under torch.amp; auto: bf16 on a GPU that has it, else fp16, fp32 on a CPU."""
+    channels_last: bool = True
+    deterministic: bool = False
+    """Only deterministic kernels: bit-identical repeats on a GPU, at a cost in speed."""
+    threads: Annotated[PositiveInt, OPERATIONAL] | None = None
+    """CPU threads of torch per rank; unset: the cores that this rank was given."""
+
+
+@options
+class Checkpoint:
+    """When to save, and how much to keep."""
+
+    every_steps: PositiveInt = 500
+    keep_last: PositiveInt = 3
+    asynchronous: bool = True
+    """Write in a background thread from a copy; a save is as durable either way."""
+
+
+@options
+class Eval:
+    """Evaluation while training; the last epoch is always evaluated."""
+
+    every_epochs: PositiveInt = 1
+    batch_size: PositiveInt = 256
+    """Images per forward pass and rank."""
+
+
+@options
+class Log:
+    """What is written while training."""
+
+    every_steps: PositiveInt = 10
+    tensorboard: bool = True
+
+
+@options
+class Cluster:
+    """What is asked of the scheduler; every field has a flag of `launch`."""
+
+    partition: str | None = None
+    nodes: PositiveInt = 1
+    gpus_per_node: NonNegativeInt = 0
+    ranks_per_node: PositiveInt | None = None
+    """Processes per node; unset: one per GPU, or one without GPUs."""
+    cpus_per_rank: PositiveInt = 1
+    mem_gb: PositiveInt | None = None
+    """Memory per node, GB; unset: the partition's default."""
+    time_min: PositiveInt = 60
+    """Time limit, minutes."""
+    signal_delay_s: PositiveInt = 90
+    """Seconds before the time limit at which SLURM warns the job."""
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    array_parallelism: PositiveInt = 16
+    """Elements of an array that run at once."""
+    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Any other sbatch option, without the dashes."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that run on the node before the job (module load ...)."""
+
+
+@options
+class RunConfig:
+    """One training run."""
+
+    name: Annotated[str, OPERATIONAL, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """The run's folder below out_dir; letters, digits, '.', '_', '-'."""
+    out_dir: Annotated[Path, OPERATIONAL] = Path("runs")
+    seed: NonNegativeInt = 0
+    data: Data
+    model: Model
+    method: Annotated[Component, Kind("hrdc_hpc.methods")]
+    optim: Optim
+    compute: Compute = Compute()
+    checkpoint: Annotated[Checkpoint, OPERATIONAL] = Checkpoint()
+    eval: Annotated[Eval, OPERATIONAL] = Eval()
+    log: Annotated[Log, OPERATIONAL] = Log()
+    cluster: Annotated[Cluster, OPERATIONAL] = Cluster()

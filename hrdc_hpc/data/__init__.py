@@ -1,0 +1,1 @@
+"""Images and their order: data sets, samplers, stateless draws, loaders."""

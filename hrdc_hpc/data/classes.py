@@ -1,0 +1,56 @@
+"""Classes, how many training images each has, and the three groups they fall into. Torch-free.
+
+Axis legend: C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrdc_hpc.config.schema import Levels
+
+FIRST, MEDIUM, LAST = 0, 1, 2
+"""Group numbers: head / many-shot, medium / medium-shot, tail / few-shot."""
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """What losses and reports know of the classes."""
+
+    names: tuple[str, ...]
+    counts_C: NDArray[np.int64]
+    """Training images per class."""
+    levels_C: NDArray[np.int8]
+    """Group of each class for the method: 0 head, 1 medium, 2 tail."""
+    shots_C: NDArray[np.int8]
+    """Group of each class for the report: 0 many, 1 medium, 2 few."""
+
+    @property
+    def number(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+
+def group_classes(counts_C: NDArray[np.int64], levels: Levels, where: str) -> NDArray[np.int8]:
+    """Split classes into three groups; int8 [C] of 0, 1, 2.
+
+    Ties in 'rank' go to the lower class number. Raises ValueError, naming `where` (a config key), if the ranks do not
+    add up to the number of classes or are missing.
+    """
+    if levels.by == "images":
+        groups = np.full(len(counts_C), MEDIUM, np.int8)
+        groups[counts_C > levels.first_over] = FIRST
+        groups[counts_C < levels.last_under] = LAST
+        return groups
+    if levels.ranks is None or sum(levels.ranks) != len(counts_C):
+        raise ValueError(
+            f"{where}.ranks: got {levels.ranks}, which must be three numbers that add up to the {len(counts_C)} classes"
+            " of the data set (or set by: images)"
+        )
+    order = np.argsort(-counts_C, kind="stable")
+    groups = np.empty(len(counts_C), np.int8)
+    groups[order] = np.repeat(np.array([FIRST, MEDIUM, LAST], np.int8), levels.ranks)
+    return groups

@@ -1,0 +1,1 @@
+"""Training, evaluation and checkpoints. Knows nothing of SLURM."""

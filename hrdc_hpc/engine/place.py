@@ -1,0 +1,37 @@
+"""Where a process stands among the processes of its job, and how it learns that it should stop. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Place:
+    """One rank's place. Everything that a scheduler knows reaches the engine through this and `Stop`."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    rendezvous: Path
+    """A file on the shared file system, unique to this start of this job, through which the ranks find rank 0."""
+    job: dict[str, str | int] = field(default_factory=dict)
+    """What the scheduler says of the job (job_id, restart_count, nodes ...), for the record."""
+
+
+class Stop(Protocol):
+    """Whether the run should end early. Cheap to ask; never blocks."""
+
+    def reason(self) -> str | None:
+        """Why to stop ('SIGTERM', 'SIGUSR2' ...), or None."""
+        ...
+
+
+class NeverStop:
+    """Runs to the end."""
+
+    def reason(self) -> str | None:
+        """Return None."""
+        return None

@@ -1,0 +1,1 @@
+"""One loss a file; the file name is the name in the YAML."""

@@ -1,0 +1,1 @@
+"""One method a file: heads, training loss, prediction, the sample streams it wants."""

@@ -1,0 +1,1 @@
+"""The run folder: config, manifest, lease, attempts, metrics. Torch-free; one writer per run."""
