@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ranks import Ranks
-from runs import differing, final_state, make_run
 
 from hrdc_hpc.config.load import loads, to_yaml
 from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
+
+from ranks import Ranks
+from runs import differing, final_state, make_run
 
 pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import Ranks
-from runs import make_run
 
 from hrdc_hpc import evaluate
 from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.record.folder import RunFolder
+
+from ranks import Ranks
+from runs import make_run
 
 pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
 

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+
 from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
+
 from ranks import Ranks
 from runs import differing, final_state, learnt, make_run, open_phases
 

@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+
+from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_metrics
+
 from ranks import Ranks, StopWhen
 from runs import differing, final_state, learnt, make_run
-
-from hrdc_hpc.engine import checkpoint
 
 pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
 

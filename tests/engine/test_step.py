@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from hrdc_hpc.config.load import loads
-from hrdc_hpc.data.normalise import normalise
-from hrdc_hpc.engine.learning_rate import learning_rate
-from hrdc_hpc.record.folder import RunFolder
-from hrdc_hpc.record.metrics import read_metrics
-from norm_free import train_norm_free
-from ranks import Ranks
-from runs import SMALL, make_run
 from torch.nn import functional
 
+from hrdc_hpc.config.load import loads
 from hrdc_hpc.config.schema import Compute, RunConfig
+from hrdc_hpc.data.normalise import normalise
+from hrdc_hpc.engine.learning_rate import learning_rate
 from hrdc_hpc.engine.parts import Parts, blank_batches, build_model, build_parts, open_images
 from hrdc_hpc.engine.place import Place
 from hrdc_hpc.engine.processes import Processes, open_processes
+from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.metrics import read_metrics
+
+from norm_free import train_norm_free
+from ranks import Ranks
+from runs import SMALL, make_run
 
 pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
 

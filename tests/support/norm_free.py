@@ -10,9 +10,9 @@ from hrdc_hpc.engine.place import Place, Stop
 def train_norm_free(run: Path, place: Place, stop: Stop) -> None:
     """Take ten steps of the run's config; rank 0 leaves the weights and the losses in the run folder."""
     import torch
-    from hrdc_hpc.config.load import loads
     from torch import nn
 
+    from hrdc_hpc.config.load import loads
     from hrdc_hpc.engine.parts import blank_batches, build_parts, open_images
     from hrdc_hpc.engine.precision import pick_precision
     from hrdc_hpc.engine.processes import open_processes

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hrdc_hpc.config.load import loads, to_yaml
+from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_metrics, read_raw
-
-from hrdc_hpc.engine import checkpoint
 
 SMALL = """
 name: {name}
