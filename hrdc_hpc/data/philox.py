@@ -1,9 +1,9 @@
 """Random numbers as a pure function of where they are used: Philox4x32-10, vectorised. Torch-free.
 
-Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A draw depends on (seed, purpose, stream) through
-the key and on (epoch, position, number of the draw) through the counter, and on nothing else: there is no generator
-that would have to be saved, and any rank can make any draw. numpy's own generators are not used, because numpy does not
-promise their streams across versions.
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A draw depends on (seed, purpose, stream)
+through the key and on (epoch, position, number of the draw) through the counter, and on nothing else: there is no
+generator that would have to be saved, and any rank can make any draw. numpy's own generators are not used, because
+numpy does not promise their streams across versions.
 
     key     = the 8 bytes of BLAKE2b("seed\\0purpose\\0stream"), two little-endian words
     counter = (block, position mod 2**32, position div 2**32, epoch)

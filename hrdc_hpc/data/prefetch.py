@@ -13,8 +13,8 @@ T = TypeVar("T")
 class Ahead(Generic[T]):
     """Calls `make(number)` for every number, in order, at most `depth` results ahead of the consumer.
 
-    An exception of `make` is raised by `get`, after every result that came before it. `close` ends the thread after the
-    call of `make` that is under way.
+    An exception of `make` ends the sequence; `check` raises it. `close` ends the thread after the call of `make` that
+    is under way.
     """
 
     def __init__(self, make: Callable[[int], T], numbers: Iterable[int], depth: int) -> None:
@@ -38,7 +38,7 @@ class Ahead(Generic[T]):
                 with self._change:
                     self._ready.append(result)
                     self._change.notify_all()
-        except BaseException as caught:  # noqa: BLE001 - handed to the consumer, who raises it
+        except BaseException as caught:  # noqa: BLE001 - kept for the consumer, who raises it
             error = caught
         with self._change:
             self._error, self._finished = error, True
@@ -50,19 +50,19 @@ class Ahead(Generic[T]):
             return not self._closed
 
     def get(self, *, wait: bool) -> T | None:
-        """Return the next result. None: there are no more or, without `wait`, it is not ready.
-
-        Raises what `make` raised, when it is asked with `wait`.
-        """
+        """Return the next result. None: the sequence has ended or, without `wait`, the next is not ready."""
         with self._change:
             if wait:
                 self._change.wait_for(lambda: self._ready or self._finished)
-            if self._ready:
-                self._change.notify_all()
-                return self._ready.popleft()
-            if wait and self._error is not None:
-                raise self._error
-            return None
+            if not self._ready:
+                return None
+            self._change.notify_all()
+            return self._ready.popleft()
+
+    def check(self) -> None:
+        """Raise what `make` raised, if it did."""
+        if self._error is not None:
+            raise self._error
 
     def close(self) -> None:
         """End the thread; results that were not fetched are dropped."""
