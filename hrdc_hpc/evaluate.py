@@ -56,7 +56,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if not folder.config.is_file():
         raise ValueError(f"{options.run}: not a run folder, it has no config.yaml; give the path that launch printed")
     config = loads(folder.config.read_text(), str(folder.config), options.overrides)
-    from hrdc_hpc.engine import checkpoint  # torch is imported only once the arguments are found to be right
+    import hrdc_hpc.engine.checkpoint as checkpoint  # torch is imported only once the arguments are found to be right
 
     path = _choose(folder, options.step, checkpoint)
     state = checkpoint.load(path)

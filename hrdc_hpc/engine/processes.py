@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore  # torch.distributed does not export it by name to type checkers
 
 from hrdc_hpc.config.schema import Compute
 from hrdc_hpc.engine.place import Place
@@ -123,6 +124,7 @@ def open_processes(place: Place, compute: Compute) -> Iterator[Processes]:
     )
     try:
         control = dist.new_group(backend="gloo", timeout=timedelta(seconds=START_TIMEOUT_S))
+        assert isinstance(control, dist.ProcessGroup)
         yield Processes(place.rank, place.world_size, device, cores, control)
     finally:
         dist.destroy_process_group()
@@ -130,10 +132,10 @@ def open_processes(place: Place, compute: Compute) -> Iterator[Processes]:
             place.rendezvous.unlink(missing_ok=True)
 
 
-def _meet(place: Place, host: str) -> dist.TCPStore:
+def _meet(place: Place, host: str) -> TCPStore:
     timeout = timedelta(seconds=START_TIMEOUT_S)
     if place.rank == 0:
-        store = dist.TCPStore(host, 0, place.world_size, is_master=True, timeout=timeout, wait_for_workers=False)
+        store = TCPStore(host, 0, place.world_size, is_master=True, timeout=timeout, wait_for_workers=False)
         place.rendezvous.parent.mkdir(parents=True, exist_ok=True)
         write_json_durably(place.rendezvous, {"host": host, "port": store.port})
         return store
@@ -144,7 +146,7 @@ def _meet(place: Place, host: str) -> dist.TCPStore:
             # read anew each time: a file left by an earlier start is replaced once rank 0 is up
             address = json.loads(place.rendezvous.read_text())
             connect = timedelta(seconds=_CONNECT_S)
-            store = dist.TCPStore(address["host"], address["port"], place.world_size, is_master=False, timeout=connect)
+            store = TCPStore(address["host"], address["port"], place.world_size, is_master=False, timeout=connect)
         except FileNotFoundError:
             time.sleep(0.05)
         except (dist.DistError, json.JSONDecodeError) as error:

@@ -32,11 +32,8 @@ from hrdc_hpc.models.network import Network
 
 LR, EMA_WEIGHT = "lr", "ema_weight"
 
-_OWN_BUFFERS: dict[str, Any] = {
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
-    else "broadcast_buffers": False
-}
+_NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
 """DDP must not broadcast rank 0's buffers, they are averaged by our own rule; the option's name changed after torch 2.11."""
 
 
