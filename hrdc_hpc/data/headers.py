@@ -35,7 +35,10 @@ def read_header(path: str | Path) -> tuple[int, int, int]:
                 raise BadImageError("empty file")
             width, height = _check(file, length)
     except OSError as error:
-        raise BadImageError(f"cannot be read: {error.strerror or error}") from error
+        # PIL's own have no errno
+        raise BadImageError(
+            f"cannot be read: {error.strerror}" if error.errno else f"damaged header: {error}"
+        ) from error
     return height, width, length
 
 
