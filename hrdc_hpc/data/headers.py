@@ -26,7 +26,7 @@ def read_header(path: str | Path) -> tuple[int, int, int]:
     """Return (height, width, file size in bytes) without decoding, EXIF orientation ignored.
 
     Raises BadImageError: empty, no readable JPEG or PNG header, or the end-of-image marker is missing (truncated).
-    Damage inside an image is found only when it is decoded.
+    Damage inside an image shows when it is decoded, if at all: libjpeg goes on behind damaged pixels.
     """
     try:
         with Path(path).open("rb") as file:
