@@ -31,7 +31,7 @@ def _file(kind: str, root: Path, split: str) -> Path:
 def load(kind: str, root: Path, split: str) -> dict[str, NDArray[Any]] | None:
     """Return the arrays that were saved for this folder and split, or None."""
     try:
-        with np.load(_file(kind, root, split), allow_pickle=False) as stored:
+        with _file(kind, root, split).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None

@@ -37,7 +37,8 @@ def in_threads(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
 def class_folders(folder: Path) -> list[str]:
     """Names of the class folders below `folder`: by number when all are integers, else in code-point order."""
-    names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     if all(name.isascii() and name.isdigit() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
@@ -101,7 +102,9 @@ def _list(root: Path, folder: str, class_names: Sequence[str]) -> _Listing:
 def _list_class(root: Path, folder: str) -> list[tuple[str, int, int]]:
     """(name, bytes, mtime in ns) of every image of a class; other files are ignored, other images refused."""
     files = []
-    for entry in os.scandir(root / folder):
+    with os.scandir(root / folder) as opened:
+        entries = list(opened)
+    for entry in entries:
         name = entry.name.lower()
         if name.startswith("."):
             continue

@@ -26,7 +26,7 @@ def read_header(path: str | Path) -> tuple[int, int, int]:
     """Return (height, width, file size in bytes) without decoding, EXIF orientation ignored.
 
     Raises BadImageError: empty, no readable JPEG or PNG header, or the end-of-image marker is missing (truncated).
-    Damage inside an image is found only when it is decoded.
+    Damage inside an image shows when it is decoded, if at all: libjpeg goes on behind damaged pixels.
     """
     try:
         with Path(path).open("rb") as file:
@@ -35,7 +35,10 @@ def read_header(path: str | Path) -> tuple[int, int, int]:
                 raise BadImageError("empty file")
             width, height = _check(file, length)
     except OSError as error:
-        raise BadImageError(f"cannot be read: {error.strerror or error}") from error
+        # PIL's own have no errno
+        raise BadImageError(
+            f"cannot be read: {error.strerror}" if error.errno else f"damaged header: {error}"
+        ) from error
     return height, width, length
 
 

@@ -25,7 +25,7 @@ from hrdc_hpc.config.schema import Data
 from hrdc_hpc.data import crops, order
 from hrdc_hpc.data.feed import GREY, GREY_SIDE, READERS, Buffers, Feed, read
 from hrdc_hpc.data.index import ImageIndex
-from hrdc_hpc.data.pipeline import DECODE_ERRORS, Decoder, Inputs, pack
+from hrdc_hpc.data.pipeline import DECODE_ERRORS, Decoder, Inputs, check_decoder, pack
 from hrdc_hpc.data.prefetch import Ahead
 
 _FEEDS_AHEAD = 2
@@ -71,6 +71,7 @@ class _Loader:
         self._index, self._data, self._classes = index, data, classes
         self._batch, self._training, self._device = batch, training, device
         self._threads = data.loader.threads or cores
+        check_decoder(data.loader, device)
         self._decoder: Decoder | None = None
         self._running: weakref.ref[Generator[Batch]] | None = None
         self.skipped: Counter[str] = Counter()
@@ -149,23 +150,26 @@ class _Loader:
             ready = ahead.get(wait=len(waiting) < at_least)
             if ready is None:
                 return
-            if self._decoder is None:
-                self._decoder = self._new_decoder(self._batch)
-            self._decoder.push(ready[1])
-            waiting.append(ready[0])
+            feed, inputs = ready
+            waiting.append(feed)
+            if self._decoder is not None:
+                try:
+                    self._decoder.push(inputs)
+                except DECODE_ERRORS:
+                    self._drop_decoder()  # an earlier batch killed it: _pop begins again with all that wait
 
     def _pop(self, waiting: deque[Feed]) -> torch.Tensor:
         while True:
-            assert self._decoder is not None
             try:
+                if self._decoder is None:
+                    self._decoder = self._new_decoder(self._batch)
+                    for feed in waiting:
+                        self._decoder.push(feed.inputs())
                 return self._decoder.pop()
             except DECODE_ERRORS as error:
                 # the pipeline is dead: make the batch good, then begin again with everything that was under way
                 self._drop_decoder()
                 self._repair(waiting, error)
-                self._decoder = self._new_decoder(self._batch)
-                for feed in waiting:
-                    self._decoder.push(feed.inputs())
 
     def _repair(self, waiting: deque[Feed], error: Exception) -> None:
         """Replace the undecodable images of the oldest batch that has any. RuntimeError under 'stop' or if none has."""

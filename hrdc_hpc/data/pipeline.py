@@ -87,6 +87,12 @@ def _build(
     return pipeline
 
 
+def check_decoder(loader: Loader, device: torch.device) -> None:
+    """ValueError where the GPU is to decode and the rank has none."""
+    if loader.decoder == "gpu" and device.type != "cuda":
+        raise ValueError("data.loader.decoder: gpu, but this rank computes on the CPU; allowed here: auto, cpu")
+
+
 class Decoder:
     """A running pipeline: `push` batches, `pop` their images in the same order.
 
@@ -96,9 +102,7 @@ class Decoder:
     def __init__(
         self, *, training: bool, image_size: int, batch: int, device: torch.device, threads: int, loader: Loader
     ) -> None:
-        """Build it. ValueError where the GPU is to decode and there is none."""
-        if loader.decoder == "gpu" and device.type != "cuda":
-            raise ValueError("data.loader.decoder: gpu, but this rank computes on the CPU; allowed here: auto, cpu")
+        """Build it."""
         self.depth = loader.prefetch
         self._device = device
         self._pipeline = _build(

@@ -34,7 +34,7 @@ LR, EMA_WEIGHT = "lr", "ema_weight"
 
 _NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 _OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
-"""DDP must not broadcast rank 0's buffers, they are averaged by our own rule; the option was renamed after torch 2.11."""
+"""DDP must not broadcast rank 0's buffers, they are averaged by our own rule; the option was renamed after 2.11."""
 
 
 @dataclass(frozen=True)
