@@ -7,20 +7,18 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
 from hrdc_hpc.cluster import local
+from hrdc_hpc.cluster.jobs import Job, Kind
 from hrdc_hpc.cluster.places import RENDEZVOUS, forget_torch_variables
 from hrdc_hpc.cluster.task import TrainTask
 from hrdc_hpc.config.schema import Cluster, RunConfig
 from hrdc_hpc.record.folder import RunFolder
-
-Kind = Literal["slurm", "local"]
 
 _OWN_OPTIONS = {
     "partition": "partition", "nodes": "nodes", "gpus-per-node": "gpus_per_node", "ntasks-per-node": "ranks_per_node",
@@ -30,14 +28,6 @@ _OWN_OPTIONS = {
 }  # fmt: skip
 """sbatch options that are fields of `cluster`: given twice they would contradict each other."""
 _NOT_OURS_TO_CHANGE = ("output", "error", "open-mode", "job-name", "chdir", "wrap", "export")
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """A job that was handed over."""
-
-    kind: Kind
-    job_id: str
 
 
 class SubmissionRefused(RuntimeError):
@@ -98,7 +88,7 @@ def local_text(config: RunConfig, run: Path) -> str:
     )
 
 
-def submit(kind: Kind, config: RunConfig, run: Path) -> Submitted:
+def submit(kind: Kind, config: RunConfig, run: Path) -> Job:
     """Hand the run to the scheduler, or start it here. Raises SubmissionRefused with the scheduler's words."""
     folder = RunFolder(run)
     folder.logs.mkdir(exist_ok=True)
@@ -113,11 +103,11 @@ def submit(kind: Kind, config: RunConfig, run: Path) -> Submitted:
             signal_delay_s=config.cluster.signal_delay_s,
             setup=config.cluster.setup,
         )
-        return Submitted(kind, executor.submit(task).job_id)
+        return Job(kind, executor.submit(task).job_id)
     executor = _slurm_executor(config, run)
     try:
         with _outside_of_any_job():
-            return Submitted(kind, executor.submit(task).job_id)
+            return Job(kind, executor.submit(task).job_id)
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise SubmissionRefused(f"sbatch did not take the job: {str(error).strip()}") from error
 
