@@ -17,3 +17,14 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"real data not found at {path}; set HRDC_SHARED_DATA")
     return path
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded data set, written once for the whole session."""
+    pytest.importorskip("sklearn", reason="the embedded data set needs scikit-learn")
+    from hrdc_hpc.data.datasets import digits_lt
+
+    root = tmp_path_factory.mktemp("data") / "digits_lt"
+    digits_lt.prepare(digits_lt.Options(root=root))
+    return root

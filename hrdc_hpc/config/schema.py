@@ -135,6 +135,8 @@ class Checkpoint:
     keep_last: PositiveInt = 3
     asynchronous: bool = True
     """Write in a background thread from a copy; a save is as durable either way."""
+    accept_changes: bool = False
+    """Resume although semantic settings or the data set differ from the checkpoint's."""
 
 
 @options

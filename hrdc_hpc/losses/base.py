@@ -33,7 +33,7 @@ class Reduction:
         return (loss_B.float() * self.valid_B).sum() / self.images
 
     def weighted_mean(self, loss_B: Tensor, labels_B: Tensor, weights_C: Tensor) -> Tensor:
-        """Share of sum(w*loss) / sum(w), the weights w of the images' classes summed over the global batch; a scalar."""
+        """Share of sum(w*loss) / sum(w), w the weights of the images' classes, over the global batch; a scalar."""
         total = (weights_C * self.class_counts_C).sum()
         return (loss_B.float() * weights_C[labels_B] * self.valid_B).sum() / total
 

@@ -1,7 +1,7 @@
 """What the engine asks of a method.
 
-A method file holds `Options` and `build(options, classes, device) -> Method`. The engine wraps network and method in one
-module for DDP, so a method may call the network as often as it likes in a step.
+A method file holds `Options` and `build(options, classes, device) -> Method`. The engine wraps network and method in
+one module for DDP, so a method may call the network as often as it likes in a step.
 
 Axis legend: B images of this micro-batch, C classes, D features.
 """

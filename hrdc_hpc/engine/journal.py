@@ -1,0 +1,194 @@
+"""What rank 0 writes down: metrics, phases, TensorBoard. Other ranks hold a journal that writes nothing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.lease import Lease, LeaseLost
+from hrdc_hpc.record.metrics import MetricsWriter
+
+log = logging.getLogger(__name__)
+
+_RENEW_S = 5.0
+
+
+class Journal(Protocol):
+    """Where a rank writes; only rank 0's goes to disk."""
+
+    def write(self, kind: str, step: int, **fields: Any) -> None:
+        """Append one record."""
+        ...
+
+    def phase(self, name: str, event: str, step: int) -> None:
+        """Mark where a phase (startup, train, evaluate, save) begins or ends."""
+        ...
+
+    def sync(self) -> None:
+        """Return once everything written is on disk."""
+        ...
+
+    def ended(self, reason: str) -> None:
+        """Say how the attempt ends, if nothing goes wrong from here on."""
+        ...
+
+
+class SilentJournal:
+    """Of the ranks other than 0."""
+
+    def write(self, kind: str, step: int, **fields: Any) -> None:
+        """Write nothing."""
+
+    def phase(self, name: str, event: str, step: int) -> None:
+        """Write nothing."""
+
+    def sync(self) -> None:
+        """Wait for nothing."""
+
+    def ended(self, reason: str) -> None:
+        """Write nothing."""
+
+
+class RunJournal:
+    """Metrics file of this attempt, with scalars copied to TensorBoard."""
+
+    def __init__(self, folder: RunFolder, attempt: int, tensorboard: bool) -> None:
+        self._metrics = MetricsWriter(folder, attempt)
+        self._folder = folder
+        self._attempt = attempt
+        self._tensorboard = tensorboard
+        self._board: Any = None
+        self._step = 0
+        self._reason = "left without a word"
+
+    def write(self, kind: str, step: int, **fields: Any) -> None:
+        """Append one record to the attempt's metrics file, and its scalars to TensorBoard."""
+        self._metrics.write(kind, step, **fields)
+        self._step = max(self._step, step)
+        if self._tensorboard and kind in ("train", "eval", "eval_ema"):
+            self._copy(kind, step, fields)
+
+    def _copy(self, kind: str, step: int, fields: Mapping[str, Any]) -> None:
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # what an earlier attempt wrote beyond this step was rolled back: TensorBoard is told to drop it
+            place = self._folder.tensorboard / f"attempt-{self._attempt}"
+            self._board = SummaryWriter(str(place), purge_step=step)
+        for name, value in _scalars(fields):
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+        if kind != "train":
+            self._board.flush()
+
+    def phase(self, name: str, event: str, step: int) -> None:
+        """Append a phase mark."""
+        self._metrics.write("phase", step, name=name, event=event)
+
+    def sync(self) -> None:
+        """Return once everything written is on disk."""
+        self._metrics.sync()
+
+    def ended(self, reason: str) -> None:
+        """Say how the attempt ends, if nothing goes wrong from here on."""
+        self._reason = reason
+
+    def close(self) -> None:
+        """Append why the attempt ends; nothing is written afterwards."""
+        self._metrics.write("end", self._step, reason=self._reason)
+        self._metrics.sync()
+        self._metrics.close()
+        if self._board is not None:
+            self._board.close()
+
+
+@contextmanager
+def closing(journal: RunJournal) -> Iterator[RunJournal]:
+    """Write down why the attempt ends, whatever ends it."""
+    try:
+        yield journal
+    except BaseException as error:
+        journal.ended(f"{type(error).__name__}: {error}")
+        try:
+            journal.close()
+        except OSError as trouble:  # a full disk, say: the error under way says more
+            log.warning("could not write down why the attempt ends: %s", trouble)
+        raise
+    journal.close()
+
+
+def _scalars(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield prefix + name, float(value)
+
+
+@contextmanager
+def kept(lease: Lease) -> Iterator[Lease]:
+    """Renew a lease in the background for the length of the block, and release it afterwards.
+
+    A lost lease is not an error of the background thread: it is found by the check before the next commit.
+    """
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(_RENEW_S):
+            try:
+                lease.renew()
+            except LeaseLost:
+                return
+            except OSError as error:  # a file system that hangs for a moment; the next turn may do
+                log.warning("could not renew the lease: %s", error)
+
+    keeper = threading.Thread(target=renew, name="lease", daemon=True)
+    keeper.start()
+    try:
+        yield lease
+    finally:
+        over.set()
+        keeper.join()
+        lease.release()
+
+
+class Meter:
+    """Rate, share of time spent waiting for data, and time to finish, between two log steps."""
+
+    def __init__(self, images_per_step: int, total_steps: int) -> None:
+        self._images = images_per_step
+        self._total = total_steps
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what came before (an evaluation, say)."""
+        self._since = time.perf_counter()
+        self._steps = 0
+        self._waited = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block's time as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def read(self, steps_done: int) -> dict[str, float]:
+        """images_per_s, data_wait (share of 1) and eta_s since the last restart or read."""
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        per_step = elapsed / max(1, self._steps)
+        reading = {
+            "images_per_s": self._images / per_step,
+            "data_wait": min(1.0, self._waited / elapsed),
+            "eta_s": (self._total - steps_done) * per_step,
+        }
+        self.restart()
+        return reading
+
+    def stepped(self) -> None:
+        """Count one step."""
+        self._steps += 1

@@ -1,0 +1,159 @@
+"""Builds what a run needs from its config: data, network, method, step, evaluator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hrdc_hpc.config import registry
+from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.data.classes import ClassInfo
+from hrdc_hpc.data.index import ImageIndex, class_info, open_split
+from hrdc_hpc.data.loader import Batch, EvalLoader, TrainLoader
+from hrdc_hpc.data.order import rank_slice
+from hrdc_hpc.data.philox import uniforms
+from hrdc_hpc.engine.evaluation import Evaluator
+from hrdc_hpc.engine.precision import pick_precision
+from hrdc_hpc.engine.processes import Processes
+from hrdc_hpc.engine.step import TrainStep
+from hrdc_hpc.methods.base import Method
+from hrdc_hpc.models.network import Network, build_network
+
+_DATASETS = "hrdc_hpc.data.datasets"
+_SAMPLERS = "hrdc_hpc.data.samplers"
+_METHODS = "hrdc_hpc.methods"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Both splits and what is known of the classes."""
+
+    train: ImageIndex
+    evaluation: ImageIndex
+    classes: ClassInfo
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies both splits."""
+        return f"{self.train.fingerprint}-{self.evaluation.fingerprint}"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that the training loop drives."""
+
+    images: Images
+    method: Method
+    step: TrainStep
+    loaders: dict[str, TrainLoader]
+    evaluator: Evaluator
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch."""
+        return next(iter(self.loaders.values())).steps_per_epoch
+
+    def close(self) -> None:
+        """End the loaders' threads."""
+        for loader in self.loaders.values():
+            loader.close()
+
+
+def open_images(config: RunConfig, processes: Processes, *, local_first: bool) -> Images:
+    """Prepare and open both splits: one rank a node first, so that the others find what it has cached."""
+    dataset = registry.module(_DATASETS, config.data.dataset.name)
+    images: Images | None = None
+    for turn in (True, False):
+        if local_first is turn:
+            if turn and hasattr(dataset, "prepare"):
+                dataset.prepare(config.data.dataset.options)
+            images = _open(config)
+        processes.barrier()
+    assert images is not None
+    return images
+
+
+def _open(config: RunConfig) -> Images:
+    train = open_split(config.data, "train")
+    return Images(train, open_split(config.data, "val"), class_info(train, config.data))
+
+
+def build_model(config: RunConfig, classes: ClassInfo, device: torch.device) -> tuple[Network, Method]:
+    """Network and method on the device; the initial weights depend on the seed alone."""
+    method: Method = registry.build(_METHODS, config.method, classes, device)
+    torch.manual_seed(config.seed)
+    network = build_network(config.model, method.heads, classes.number)
+    layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
+    # made on the CPU and then moved: the same weights on any device
+    return network.to(device=device, memory_format=layout), method  # type: ignore[call-overload, no-any-return]
+
+
+def build_parts(config: RunConfig, images: Images, processes: Processes) -> Parts:
+    """Build everything that the training loop drives, on every rank."""
+    network, method = build_model(config, images.classes, processes.device)
+    precision = pick_precision(config.compute, processes.device)
+    step = TrainStep(network, method, config, precision, processes)
+    loaders = {
+        stream.name: TrainLoader(
+            images.train,
+            config.data,
+            registry.build(
+                _SAMPLERS, stream.sampler or config.data.sampler, images.train.labels_N, images.classes.counts_C
+            ),
+            classes=images.classes.number,
+            seed=config.seed,
+            stream=stream.name,
+            global_batch=config.optim.global_batch,
+            rank=processes.rank,
+            world_size=processes.world_size,
+            device=processes.device,
+            cores=processes.cores,
+        )
+        for stream in method.streams
+    }
+    evaluator = Evaluator(
+        network, method, eval_loader(config, images.evaluation, processes), config, images.classes, precision, processes
+    )
+    return Parts(images, method, step, loaders, evaluator)
+
+
+def eval_loader(config: RunConfig, index: ImageIndex, processes: Processes) -> EvalLoader:
+    """Return the loader over all evaluation images."""
+    return EvalLoader(
+        index,
+        config.data,
+        batch_size=min(config.eval.batch_size, len(index.labels_N)),
+        rank=processes.rank,
+        world_size=processes.world_size,
+        device=processes.device,
+        cores=processes.cores,
+    )
+
+
+def blank_batches(config: RunConfig, parts: Parts, processes: Processes) -> dict[str, Batch]:
+    """Batches of this rank's shape without images, to rehearse with."""
+    low, high = rank_slice(config.optim.global_batch, processes.rank, processes.world_size)
+    side, number, device = config.data.image_size, high - low, processes.device
+    blank = Batch(
+        images_BHWC=torch.zeros(number, side, side, 3, dtype=torch.uint8, device=device),
+        labels_B=torch.zeros(number, dtype=torch.int64, device=device),
+        valid_B=torch.ones(number, device=device),
+        positions_B=np.arange(low, high),
+        indices_B=np.zeros(number, np.int64),
+        class_counts_C=torch.ones(parts.images.classes.number, device=device),
+        step=0,
+        epoch=0,
+    )
+    return dict.fromkeys(parts.loaders, blank)
+
+
+def step_draws(
+    method: Method, seed: int, epoch: int, positions_B: np.ndarray, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """The random numbers that a method asked for, float32 [B, n] by purpose: functions of seed, epoch and position."""
+    return {
+        purpose: torch.from_numpy(uniforms(seed, purpose, epoch, positions_B, n=number)).to(device, torch.float32)
+        for purpose, number in method.draws.items()
+    }

@@ -1,0 +1,291 @@
+"""The training loop: fetch, step, log, save, stop.
+
+Where a run starts from, in this order:
+1. the newest checkpoint in the run folder that is whole, if there is one; damaged ones are set aside with a message;
+2. otherwise the initial weights, a function of the seed.
+Nothing else is read: no pickle, no environment, nothing that a signal handler wrote.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hrdc_hpc.config.load import loads
+from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.data.loader import Batch
+from hrdc_hpc.engine import checkpoint
+from hrdc_hpc.engine.agreement import Agreement
+from hrdc_hpc.engine.buffers import average
+from hrdc_hpc.engine.checkpoint import Saved, Saver
+from hrdc_hpc.engine.ema import ema_weight
+from hrdc_hpc.engine.evaluation import Interrupted
+from hrdc_hpc.engine.journal import Journal, Meter, RunJournal, SilentJournal, closing, kept
+from hrdc_hpc.engine.learning_rate import learning_rate
+from hrdc_hpc.engine.parts import Parts, blank_batches, build_parts, open_images, step_draws
+from hrdc_hpc.engine.place import Place, Stop
+from hrdc_hpc.engine.processes import Processes, open_processes
+from hrdc_hpc.engine.state import Progress, about, capture, refuse_other_run, restore
+from hrdc_hpc.engine.step import EMA_WEIGHT, LR
+from hrdc_hpc.record.attempts import begin_attempt
+from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.lease import Lease
+from hrdc_hpc.record.metrics import read_metrics
+
+log = logging.getLogger(__name__)
+
+_LEASE_WAIT_S = 90.0
+"""Longer than a lease lives: a holder that died without a trace has lost it by then."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended."""
+
+    finished: bool
+    reason: str
+    step: int
+
+
+def train(run: Path, place: Place, stop: Stop) -> Outcome:
+    """Train the run in folder `run` to its end, or until told to stop; called on every rank.
+
+    Resumes from the folder's newest whole checkpoint. If the outcome is not finished, a checkpoint of the last step
+    has been committed. Raises ValueError for a config or data set that cannot be trained, RuntimeError for what the
+    world did.
+    """
+    folder = RunFolder(run)
+    config = loads(folder.config.read_text(), str(folder.config))
+    with ExitStack() as stack:
+        lease = attempt = None
+        if place.rank == 0:  # before peers are met: a second launch is refused at once
+            lease = stack.enter_context(kept(Lease.acquire(folder, place.job, wait_s=_LEASE_WAIT_S)))
+            attempt = begin_attempt(folder, {**place.job, "world_size": place.world_size})
+        journal: Journal = SilentJournal()
+        if attempt:
+            journal = stack.enter_context(closing(RunJournal(folder, attempt.number, config.log.tensorboard)))
+        journal.phase("startup", "begin", 0)
+        processes = stack.enter_context(open_processes(place, config.compute))
+        images = open_images(config, processes, local_first=place.local_rank == 0)
+        parts = build_parts(config, images, processes)
+        stack.callback(parts.close)
+        run_ = Run(folder, config, parts, processes, journal, lease, stop)
+        return run_.to_the_end()
+
+
+class Run:
+    """One attempt at a run, on one rank."""
+
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, parts: Parts, processes: Processes, journal: Journal,
+        lease: Lease | None, stop: Stop,
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.config = config
+        self.parts = parts
+        self.processes = processes
+        self.journal = journal
+        self.lease = lease
+        self.per_epoch = parts.steps_per_epoch
+        self.last_step = self.per_epoch * config.optim.epochs
+        self.progress = Progress()
+        self.agreement = Agreement(processes, stop)
+        self.meter = Meter(config.optim.global_batch, self.last_step)
+        self.saver: Saver | None = None
+
+    def to_the_end(self) -> Outcome:
+        """Start up, train, evaluate, save; return how it ended."""
+        self._start()
+        self.journal.phase("startup", "end", self.progress.step)
+        try:
+            reason = self._finish_evaluation() or self._steps()
+            outcome = self._leave(reason)
+        finally:
+            if self.saver:
+                self.saver.close()
+        self.journal.ended(outcome.reason)
+        self.agreement.close()
+        self.processes.barrier()
+        return outcome
+
+    # starting
+
+    def _start(self) -> None:
+        """Rehearse, then resume from the newest whole checkpoint."""
+        self.parts.step.rehearse(blank_batches(self.config, self.parts, self.processes))
+        if self.lease:
+            checkpoint.sweep(self.folder.checkpoints)
+            self.saver = Saver(
+                self.folder.checkpoints,
+                asynchronous=self.config.checkpoint.asynchronous,
+                keep_last=self.config.checkpoint.keep_last,
+                lease_check=self.lease.check,
+                on_saved=self._saved,
+            )
+        found = self.processes.from_first(self._newest() if self.processes.first else None)
+        if found is None:
+            return
+        path, told = found
+        refuse_other_run(told, self.config, self.parts.images.fingerprint)
+        self.progress = restore(checkpoint.load(path), self.parts.step, self.processes)
+        if self.processes.first:
+            log.info("resumed from %s (step %d of %d)", path, self.progress.step, self.last_step)
+
+    def _newest(self) -> tuple[Path, dict[str, Any]] | None:
+        def damaged(path: Path, why: str) -> None:
+            log.warning("%s is damaged and was set aside: %s", path, why)
+
+        found = checkpoint.latest(self.folder.checkpoints, on_damaged=damaged)
+        return (found.path, found.about) if found else None
+
+    def _finish_evaluation(self) -> str | None:
+        """Make up for an evaluation that the attempt before was told to leave."""
+        step = self.progress.step
+        return self._evaluate() if self._evaluation_due(step) and self.progress.evaluated != step else None
+
+    # the loop
+
+    def _steps(self) -> str | None:
+        """Train to the last step; return why it stopped before, if so."""
+        self.journal.phase("train", "begin", self.progress.step)
+        first = self.progress.step
+        streams = [loader.batches(first, self.last_step) for loader in self.parts.loaders.values()]
+        self.meter.restart()
+        reason = None
+        for step in range(first, self.last_step):
+            with self.meter.waiting():
+                batches = dict(zip(self.parts.loaders, (next(stream) for stream in streams), strict=True))
+            self._train_step(step, batches)
+            reason = self._after_step(step + 1) or self.agreement.reason()
+            if reason:
+                break
+        self.journal.phase("train", "end", self.progress.step)
+        return reason
+
+    def _train_step(self, step: int, batches: dict[str, Batch]) -> None:
+        config, method = self.config, self.parts.method
+        epoch = step // self.per_epoch
+        scalars = {
+            LR: learning_rate(step, steps_per_epoch=self.per_epoch, optim=config.optim),
+            EMA_WEIGHT: ema_weight(step, config.optim.ema_decay) if config.optim.ema_decay is not None else 0.0,
+            **method.scalars(epoch, config.optim.epochs),
+        }
+        draws = {
+            name: step_draws(method, config.seed, epoch, batch.positions_B, self.processes.device)
+            for name, batch in batches.items()
+        }
+        self.parts.step(batches, draws, scalars)
+        self.progress.step = step + 1
+        self.meter.stepped()
+        if self._log_due(step + 1):
+            self._log(epoch, scalars)
+
+    def _after_step(self, done: int) -> str | None:
+        """Evaluate and save where due: in this order, so that a checkpoint implies its evaluation."""
+        if self._evaluation_due(done) and (reason := self._evaluate()):
+            return reason
+        if done % self.config.checkpoint.every_steps == 0 or done == self.last_step:
+            self._save()
+        return None
+
+    def _log_due(self, done: int) -> bool:
+        return done % self.config.log.every_steps == 0 or done == self.last_step
+
+    def _evaluation_due(self, done: int) -> bool:
+        if done == 0 or done % self.per_epoch:
+            return False
+        return done == self.last_step or (done // self.per_epoch) % self.config.eval.every_epochs == 0
+
+    def _log(self, epoch: int, scalars: dict[str, float]) -> None:
+        """Write a train record: the only place in the loop where the host waits for the device."""
+        step = self.parts.step
+        names = list(step.parts)
+        shares = torch.stack([step.loss, *(step.parts[name] for name in names)]).double().cpu()
+        loss, *parts = self.processes.sum(shares).tolist()
+        reading = self.meter.read(self.progress.step)
+        if self.lease:
+            self.lease.check()
+        if self.processes.first:
+            main = next(iter(self.parts.loaders.values()))
+            rate = scalars.pop(LR)
+            scalars.pop(EMA_WEIGHT)
+            self.journal.write(
+                "train", self.progress.step, epoch=epoch, loss=loss, parts=dict(zip(names, parts, strict=True)),
+                scalars=scalars, lr=rate, grad_norm=float(step.grad_norm), nonfinite=int(step.nonfinite),
+                samples=main.samples_hash(self.progress.step - 1), **reading,
+            )  # fmt: skip
+
+    # evaluation and saving
+
+    def _evaluate(self) -> str | None:
+        """Evaluate live and averaged weights; return a reason to stop that came meanwhile."""
+        step, parts = self.progress.step, self.parts
+        self.journal.phase("evaluate", "begin", step)
+        try:
+            self._evaluate_as("eval", parts.step.buffers.flat)
+            if parts.step.ema:
+                with parts.step.ema.in_network():
+                    self._evaluate_as("eval_ema", parts.step.ema.flat)
+        except Interrupted as told:
+            return told.reason
+        finally:
+            self.journal.phase("evaluate", "end", step)
+            self.meter.restart()
+        self.progress.evaluated = step
+        return None
+
+    def _evaluate_as(self, kind: str, flat: torch.Tensor) -> None:
+        start = time.perf_counter()
+        mean = average(self.processes.gather_rows(flat.cpu())).to(self.processes.device)
+        with self.parts.step.buffers.holding(mean):
+            accuracy = self.parts.evaluator.run(told_to_stop=self.agreement.reason_now)
+        seconds = time.perf_counter() - start
+        epoch = self.progress.step // self.per_epoch
+        self.journal.write(kind, self.progress.step, epoch=epoch, accuracy=accuracy, seconds=seconds)
+
+    def _save(self) -> None:
+        """Hand the state to the saver; metrics up to here are on disk before the checkpoint is."""
+        step = self.progress.step
+        self.journal.phase("save", "begin", step)
+        state = capture(self.parts.step, self.progress, self.processes)
+        if self.saver:
+            self.journal.sync()
+            told = about(self.config, self.parts.images.fingerprint, self.processes.world_size)
+            self.stall_s = self.saver.save(step, state, told)
+        self.meter.restart()
+
+    def _saved(self, saved: Saved) -> None:
+        self.journal.write("checkpoint", saved.step, seconds=saved.seconds, bytes=saved.bytes)
+        self.journal.phase("save", "end", saved.step)
+
+    def _leave(self, reason: str | None) -> Outcome:
+        """Save what is not saved yet, wait for the disk, and say how it ended."""
+        step = self.progress.step
+        if reason:
+            self._save()
+        if self.saver:
+            self.saver.wait()
+            if not reason:
+                self._write_summary()
+        return Outcome(reason is None, reason or "finished", step)
+
+    def _write_summary(self) -> None:
+        """Take the last evaluation from the metrics: an earlier attempt may have made it."""
+        assert self.lease
+        self.lease.check()
+        last = {r["kind"]: r["accuracy"] for r in read_metrics(self.folder) if r["kind"].startswith("eval")}
+        self.folder.write_summary(
+            {
+                "step": self.progress.step,
+                "epoch": self.config.optim.epochs,
+                "primary": self.parts.method.primary,
+                "accuracy": last["eval"],
+                "accuracy_ema": last.get("eval_ema"),
+            }
+        )

@@ -1,0 +1,115 @@
+"""What a run says when it cannot go on, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hrdc_hpc.config.load import loads, to_yaml
+from hrdc_hpc.engine import checkpoint
+from hrdc_hpc.record.attempts import read_attempts
+from hrdc_hpc.record.folder import RunFolder
+
+from ranks import Ranks
+from runs import differing, final_state, make_run
+
+pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    run = make_run(tmp_path_factory.mktemp("finished"), digits, "finished")
+    Ranks(run, 1).finish()
+    return run
+
+
+def reopened(finished: Path, parent: Path, *overrides: str) -> Path:
+    """A copy of a finished run that has its last steps still to do, under a changed config."""
+    run = parent / "reopened"
+    shutil.copytree(finished, run)
+    shutil.rmtree(checkpoint.list_checkpoints(run / "checkpoints")[-1])
+    (run / "report" / "summary.json").unlink()
+    config = loads((run / "config.yaml").read_text(), "config.yaml", list(overrides))
+    (run / "config.yaml").write_text(to_yaml(config))
+    return run
+
+
+def test_semantic_change_is_refused_with_the_difference(finished: Path, tmp_path: Path) -> None:
+    run = reopened(finished, tmp_path, "optim.lr=0.2", "method.loss.gamma=0.3")
+    ranks = Ranks(run, 1)
+    assert ranks.wait() != [0]
+    log = ranks.logs()
+    assert "optim.lr: 0.1 in the checkpoint, 0.2 now" in log
+    assert "method.loss.gamma: 0.1 in the checkpoint, 0.3 now" in log
+    assert "checkpoint.accept_changes=true" in log
+
+
+def test_operational_change_is_accepted(finished: Path, tmp_path: Path) -> None:
+    run = reopened(finished, tmp_path, "log.every_steps=2", "data.loader.prefetch=4", "checkpoint.asynchronous=false")
+    Ranks(run, 1).finish()
+    assert differing(final_state(finished), final_state(run)) == []
+
+
+def test_changed_data_set_is_refused(finished: Path, tmp_path: Path, digits: Path) -> None:
+    other = tmp_path / "other_digits"
+    shutil.copytree(digits, other)
+    images = sorted((other / "train" / "0").glob("*"))
+    shutil.copyfile(images[1], images[0])
+    run = reopened(finished, tmp_path, f'data.dataset.root="{other}"')
+    ranks = Ranks(run, 1)
+    assert ranks.wait() != [0]
+    assert "the data set: fingerprint" in ranks.logs()
+
+
+def test_global_batch_larger_than_the_data_set(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "too-large", "optim.global_batch=500")
+    ranks = Ranks(run, 1)
+    assert ranks.wait() != [0]
+    log = ranks.logs()
+    assert "500" in log
+    assert "global_batch" in log
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(place)], check=False, capture_output=True
+        ).returncode
+    )
+    if not mounted:
+        pytest.skip("needs root and permission to mount a small tmpfs")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_disk_full_while_saving_keeps_the_last_good_checkpoint(small_disk: Path, tmp_path: Path, digits: Path) -> None:
+    straight = make_run(tmp_path, digits, "straight")
+    Ranks(straight, 2).finish()
+    run = make_run(small_disk, digits, "full", "checkpoint.keep_last=50")
+    ballast = small_disk / "ballast"
+    size = sum(f.stat().st_size for f in checkpoint.list_checkpoints(straight / "checkpoints")[-1].iterdir())
+    ballast.write_bytes(b"x" * (6 * 2**20 - int(2.6 * size) - 400_000))
+    ranks = Ranks(run, 2)
+    codes = ranks.wait()
+    assert 0 not in codes[:1]
+    log = ranks.logs()
+    assert "No space left" in log or "disk" in log.lower()
+    good = checkpoint.list_checkpoints(run / "checkpoints")
+    assert good
+    assert all(checkpoint.problem(path) is None for path in good)
+    assert not [path for path in (run / "checkpoints").glob(".tmp*") if path.is_dir() and any(path.iterdir())]
+    ballast.unlink()
+    ranks = Ranks(run, 2)
+    ranks.finish()
+    assert len(read_attempts(RunFolder(run))) == 2
+    assert differing(final_state(straight), final_state(run)) == []

@@ -1,0 +1,79 @@
+"""A run that is SIGKILLed at random moments ends as the undisturbed one, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from hrdc_hpc.record.attempts import read_attempts
+from hrdc_hpc.record.folder import RunFolder
+
+from ranks import Ranks
+from runs import differing, final_state, learnt, make_run, open_phases
+
+pytestmark = [pytest.mark.dali, pytest.mark.slow, pytest.mark.timeout(900)]
+
+KILLS = 22
+
+
+def _begun(metrics: Path, phase: str, since: int) -> bool:
+    """Whether the attempt's trace shows the phase begun, in what was written after byte `since`."""
+    if not metrics.exists():
+        return False
+    lines = metrics.read_bytes()[since:].splitlines()
+    records = [json.loads(line) for line in lines if line.endswith(b"}")]
+    return any(r["kind"] == "phase" and r["name"] == phase and r["event"] == "begin" for r in records)
+
+
+def _wait_to_kill(run: Path, ranks: Ranks, attempt: int, kind: str, chance: random.Random) -> None:
+    """Wait for the moment: any time, or some way into the next save or evaluation."""
+    if kind == "any":
+        deadline = time.monotonic() + chance.uniform(0.0, 3.0)
+        while ranks.alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return
+    metrics = RunFolder(run).metrics / f"attempt-{attempt}.jsonl"
+    skip = chance.randrange(2)  # sometimes the second one of the attempt
+    since = 0
+    for _ in range(skip + 1):
+        while ranks.alive() and not _begun(metrics, kind, since):
+            time.sleep(0.001)
+        since = metrics.stat().st_size if metrics.exists() else 0
+    time.sleep(chance.uniform(0.0, 0.03 if kind == "save" else 0.25))
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_killed_and_resumed_is_identical_to_straight(world_size: int, tmp_path: Path, digits: Path) -> None:
+    straight = make_run(tmp_path, digits, "straight", "optim.accumulation=2")
+    Ranks(straight, world_size).finish()
+    state, metrics = final_state(straight), learnt(straight)
+
+    chance = random.Random(world_size)
+    inside: list[str] = []
+    kills, number = 0, 0
+    while kills < KILLS:
+        number += 1
+        run = make_run(tmp_path, digits, f"killed-{number}", "optim.accumulation=2")
+        while RunFolder(run).state() != "finished":
+            ranks = Ranks(run, world_size)
+            attempt = len(read_attempts(RunFolder(run)))
+            if kills < KILLS:
+                kind = ("any", "save", "evaluate")[kills % 3]
+                _wait_to_kill(run, ranks, attempt, kind, chance)
+                one = [chance.randrange(world_size)] if chance.random() < 0.25 else None
+                was_alive = ranks.alive()
+                ranks.kill(one)
+                ranks.wait(60)
+                if was_alive and RunFolder(run).state() != "finished":
+                    kills += 1
+                    inside += sorted(open_phases(run, attempt) & {"save", "evaluate"})[:1]
+            else:
+                ranks.finish()
+        assert differing(state, final_state(run)) == [], f"after {len(read_attempts(RunFolder(run)))} attempts"
+        assert learnt(run) == metrics
+    print(f"{kills} kills on {world_size} ranks over {number} runs, in save or evaluation: {len(inside)} {inside}")
+    assert len(inside) >= kills / 3
