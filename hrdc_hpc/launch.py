@@ -23,7 +23,7 @@ from hrdc_hpc.cluster import runs, submission
 from hrdc_hpc.cluster.ends import log_path
 from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.cluster.jobs import Job, Kind, job_state, last_job, note_job
-from hrdc_hpc.cluster.results import result_table
+from hrdc_hpc.cluster.results import print_result
 from hrdc_hpc.cluster.times import minutes
 from hrdc_hpc.config import registry
 from hrdc_hpc.config.load import load, loads, to_yaml
@@ -91,7 +91,7 @@ def _launch(args: argparse.Namespace, command: Sequence[str]) -> int:
     found = runs.look(config, run)
     if found.state == "finished":
         _say(f"{run} is finished: nothing to do. To start another, give it another --name.")
-        _say(result_table(found.folder.summary() or {}, run))
+        print_result(found.folder.summary() or {}, run)
         return Exit.DONE
     _preflight(config)
     for note in runs.prepare(found, config, command):
@@ -147,7 +147,7 @@ def _follow_existing(run: Path) -> int:
         raise ValueError(f"--follow: {run} is not a run folder (no config.yaml)")
     folder, job = RunFolder(run), last_job(run)
     if folder.state() == "finished":
-        _say(result_table(folder.summary() or {}, run))
+        print_result(folder.summary() or {}, run)
         return Exit.DONE
     if job is None:
         raise ValueError(f"--follow: no job was submitted for {run}; start it with launch --cfg {run / 'config.yaml'}")

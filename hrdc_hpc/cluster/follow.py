@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from hrdc_hpc.cluster.jobs import Job, JobState, job_state
-from hrdc_hpc.cluster.results import failure, percent, result_table
+from hrdc_hpc.cluster.results import failure, print_result
 from hrdc_hpc.cluster.scheduler import SchedulerError
 from hrdc_hpc.record.folder import RunFolder
 
@@ -169,10 +169,10 @@ def follow(run: Path, job: Job, global_batch: int, display: Display | None = Non
         shown.close()
     summary = RunFolder(run).summary()
     if summary is not None:
-        shown.say(result_table(summary, run))
+        print_result(summary, run)
         return 0
     text, code = failure(run, job.job_id, state.word)
-    shown.say(text)
+    sys.stdout.write(f"{text}\n")
     return code
 
 
@@ -187,24 +187,30 @@ def _watch(run: Path, job: Job, global_batch: int, display: Display) -> JobState
     tail, progress, evaluated = MetricsTail(RunFolder(run).metrics), Progressed(), set()
     every = POLL_S if job.kind == "local" else ASK_SLURM_S
     state, asked, gone_since = JobState("queued", "submitted"), 0.0, None
+    last_look = False
     while True:
         for record in tail.new():
             progress = progress.after(record, global_batch)
             if record["kind"] in ("eval", "eval_ema") and (record["kind"], record["step"]) not in evaluated:
                 evaluated.add((record["kind"], record["step"]))
                 display.say(_evaluation(record))
-        if time.monotonic() - asked >= (every if gone_since is None else GONE_TWICE_S):
-            state, asked = _ask(run, job, state, display), time.monotonic()
-            if state.phase != "gone":
-                gone_since = None
-            elif job.kind == "local" or gone_since is not None or RunFolder(run).state() == "finished":
-                return state
-            else:
-                gone_since = asked
-        elif job.kind == "slurm" and RunFolder(run).state() == "finished":
+        if last_look:
+            display.show(progress, state.word)
             return state
+        finished = job.kind == "slurm" and RunFolder(run).state() == "finished"
+        if not finished and time.monotonic() - asked >= (every if gone_since is None else GONE_TWICE_S):
+            state, asked = _ask(run, job, state, display), time.monotonic()
+            finished = state.phase == "gone" and (job.kind == "local" or gone_since is not None)
+            gone_since = asked if state.phase == "gone" else None
+        if finished:  # what was written up to now is read once more
+            last_look = True
+            continue
         display.show(progress, state.word)
         time.sleep(POLL_S)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _ask(run: Path, job: Job, before: JobState, display: Display) -> JobState:
@@ -218,7 +224,7 @@ def _ask(run: Path, job: Job, before: JobState, display: Display) -> JobState:
 def _evaluation(record: dict[str, Any]) -> str:
     averaged = " with averaged weights" if record["kind"] == "eval_ema" else ""
     rows = [
-        f"{name} {percent(shares['overall'])} ({', '.join(percent(shares.get(g)) for g in ('many', 'medium', 'few'))})"
+        f"{name} {_percent(shares['overall'])} ({', '.join(_percent(shares.get(g)) for g in ('many', 'medium', 'few'))})"
         for name, shares in record["accuracy"].items()
     ]
     return f"evaluated{averaged} at step {record['step']}: {'; '.join(rows)}  [overall (many, medium, few), %]"

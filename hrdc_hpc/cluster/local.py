@@ -25,7 +25,7 @@ from submitit.local.local import Controller, LocalExecutor, LocalJob
 from hrdc_hpc.cluster.ends import note_end
 from hrdc_hpc.cluster.signals import STOP_SIGNALS
 
-PEER_GRACE_S = 10.0
+PEER_GRACE_S = 5.0
 """How long the peers of a failed rank may go on, to write down their side of it."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hrdc_hpc.engine.place import Place
 
-RENDEZVOUS = ".rendezvous"
+RENDEZVOUS = "rendezvous"
 """Folder in the run folder for the files through which ranks meet; emptied before a job is submitted."""
 
 _TORCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
@@ -40,7 +40,7 @@ def this_place(run: Path, environ: Mapping[str, str] = os.environ) -> Place:
         )
     start = f"single-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
     job: dict[str, str | int] = {"cluster": "none", "job_id": os.getpid(), "restart_count": 0, "host": socket.gethostname()}
-    return Place(0, 1, 0, 1, run / RENDEZVOUS / start, job)
+    return Place(0, 1, 0, 1, run / RENDEZVOUS / f"{start}.json", job)
 
 
 def forget_torch_variables(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -78,7 +78,7 @@ def _local(run: Path, environ: Mapping[str, str]) -> Place:
     job: dict[str, str | int] = {
         "cluster": "local", "job_id": job_id, "restart_count": 0, "host": socket.gethostname(),
     }  # fmt: skip
-    return Place(rank, size, rank, size, run / RENDEZVOUS / f"local-{job_id}", job)
+    return Place(rank, size, rank, size, run / RENDEZVOUS / f"local-{job_id}.json", job)
 
 
 def _slurm(run: Path, environ: Mapping[str, str]) -> Place:
@@ -89,12 +89,14 @@ def _slurm(run: Path, environ: Mapping[str, str]) -> Place:
         "cluster": "slurm", "job_id": job_id, "restart_count": restarts, "host": socket.gethostname(),
     }  # fmt: skip
     job |= {fact: environ[name] for fact, name in _JOB_FACTS.items() if name in environ}
+    if "SLURM_CPUS_PER_TASK" in environ:
+        job["cpus_per_rank"] = int(environ["SLURM_CPUS_PER_TASK"])
     return Place(
         rank=int(environ["SLURM_PROCID"]),
         world_size=int(environ["SLURM_STEP_NUM_TASKS"]),
         local_rank=int(environ["SLURM_LOCALID"]),
         local_world_size=tasks_on_node(environ["SLURM_STEP_TASKS_PER_NODE"], int(environ["SLURM_NODEID"])),
         # the step too: a batch script may srun one after another
-        rendezvous=run / RENDEZVOUS / f"slurm-{job_id}.{environ.get('SLURM_STEP_ID', 0)}-{restarts}",
+        rendezvous=run / RENDEZVOUS / f"slurm-{job_id}.{environ.get('SLURM_STEP_ID', 0)}-{restarts}.json",
         job=job,
     )

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hrdc_hpc.cluster.ends import log_path, read_ends
 from hrdc_hpc.cluster.exit_codes import Exit
+from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_raw
+from hrdc_hpc.record.table import accuracy_table, print_table
 
 TAIL_LINES = 30
-_GROUPS = ("overall", "many", "medium", "few")
 
 
-def result_table(summary: Mapping[str, Any], run: Path) -> str:
-    """Balanced test accuracy in percent, a row for each head and fusion; the primary prediction is marked.
+def print_result(summary: Mapping[str, Any], run: Path) -> None:
+    """Print balanced test accuracy in percent, a row for each head and fusion, and where the run folder lies.
 
     Args:
-        summary: report/summary.json; accuracies are shares, 0 to 1, null for a group without classes.
+        summary: report/summary.json; accuracies are shares, 0 to 1.
         run: the run folder.
     """
-    sets = [("", summary["accuracy"]), (" (EMA)", summary.get("accuracy_ema") or {})]
-    rows = [(name + suffix, shares) for suffix, accuracy in sets for name, shares in accuracy.items()]
-    width = max(len(name) for name, _ in rows) + 2
-    head = "".join(f"{group:>9}" for group in _GROUPS)
-    lines = [f"balanced test accuracy in percent, epoch {summary['epoch']}, step {summary['step']}", " " * (width + 2) + head]
-    for name, shares in rows:
-        mark = "*" if name == summary["primary"] else " "
-        lines.append(f"{mark} {name:<{width}}" + "".join(f"{percent(shares.get(group)):>9}" for group in _GROUPS))
-    return "\n".join([*lines, f"* the method's own prediction. Run folder: {run}"])
-
-
-def percent(share: float | None) -> str:
-    """0.7125 as '71.2', None as '-'."""
-    return "-" if share is None else f"{100 * share:.1f}"
+    title = f"balanced test accuracy after epoch {summary['epoch']}, step {summary['step']}"
+    print_table(accuracy_table(summary["accuracy"], summary["primary"], title, summary.get("accuracy_ema")))
+    sys.stdout.write(f"run folder: {run}\n")
+    sys.stdout.flush()
 
 
 def failure(run: Path, job_id: str, word: str) -> tuple[str, int]:
@@ -72,7 +64,7 @@ def root_cause(ends: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 
 def _engine_reason(run: Path) -> str:
-    reasons = [record.get("reason") for record in read_raw(run) if record["kind"] == "end"]
+    reasons = [record.get("reason") for record in read_raw(RunFolder(run)) if record["kind"] == "end"]
     return f"; the last attempt said: {reasons[-1]}" if reasons else ""
 
 
