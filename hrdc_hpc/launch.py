@@ -25,9 +25,9 @@ from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.cluster.jobs import Job, Kind, job_state, last_job, note_job
 from hrdc_hpc.cluster.results import print_result
 from hrdc_hpc.cluster.times import minutes
-from hrdc_hpc.config import registry
 from hrdc_hpc.config.load import load, loads, to_yaml
 from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.data.preflight import preflight
 from hrdc_hpc.record.folder import RunFolder
 
 
@@ -93,7 +93,7 @@ def _launch(args: argparse.Namespace, command: Sequence[str]) -> int:
         _say(f"{run} is finished: nothing to do. To start another, give it another --name.")
         print_result(found.folder.summary() or {}, run)
         return Exit.DONE
-    _preflight(config)
+    preflight(config.data)
     for note in runs.prepare(found, config, command):
         _say(note)
     if args.prepare:
@@ -128,18 +128,10 @@ def _dry_run(kind: Kind, config: RunConfig, run: Path) -> int:
     if kind == "slurm" and shutil.which("sbatch") is None:
         _complain(f"launched here, this would stop: {_NO_SBATCH}")
     try:
-        _preflight(config)
+        preflight(config.data)
     except ValueError as error:
         _complain(f"launched here, this would stop: {error}")
     return Exit.DONE
-
-
-def _preflight(config: RunConfig) -> None:
-    """Let the data set look for its files before anything is queued; ValueError if they are not there."""
-    dataset = config.data.dataset
-    check = getattr(registry.module("hrdc_hpc.data.datasets", dataset.name), "preflight", None)
-    if check is not None:
-        check(dataset.options)
 
 
 def _follow_existing(run: Path) -> int:

@@ -52,10 +52,10 @@ def look(config: RunConfig, run: Path) -> Found:
     frozen = loads(folder.config.read_text(), place=str(folder.config))
     changed = differences(frozen, config)
     if semantic := [change for change in changed if not change.operational]:
-        shown = "\n".join(f"  {change.key}: {change.old!r} there, {change.new!r} now" for change in semantic)
+        shown = "\n".join(f"  {change}" for change in semantic)
         what = "is finished" if state == "finished" else "was started"
         raise Refused(
-            f"{run} {what} with other settings that change what is learnt:\n{shown}\n"
+            f"{run} {what} with other settings of what is learnt (there -> now):\n{shown}\n"
             "Give this run another --name, or take back the change to go on with the old one. Nothing was touched."
         )
     if state == "finished":
@@ -74,7 +74,7 @@ def prepare(found: Found, config: RunConfig, command: Sequence[str]) -> list[str
             raise Refused(f"{folder.path} was made by another launch just now; nothing was touched") from error
     else:
         notes.append(f"{folder.path} was started before: going on from its last checkpoint")
-        notes += [f"  {change.key}: {change.old!r} -> {change.new!r}" for change in found.changed]
+        notes += [f"  {change}" for change in found.changed]
         if found.changed:
             _replace_config(folder, to_yaml(config))
     if not _has_code(folder):
