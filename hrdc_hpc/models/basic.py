@@ -1,0 +1,50 @@
+"""Residual networks of basic blocks for small images; imported where a network is built, never by the login node.
+
+Axis legend: B images, D features.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class Block(nn.Module):
+    """relu(x + BN(conv(relu(BN(conv(x)))))), with a 1x1 convolution on the way around where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(inputs, outputs, 3, stride)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = _conv(outputs, outputs, 3, 1)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, outputs, H / stride, W / stride]."""
+        inner = self.bn1(self.conv1(x)).relu()
+        outer: Tensor = self.bn2(self.conv2(inner)) + self.shortcut(x)
+        return outer.relu()
+
+
+class BasicResNet(nn.Module):
+    """Stem of stride 2 and one basic block per stage, with w, 2w and 4w channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.features_dim = 4 * width
+        self.stem = nn.Sequential(_conv(3, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU())
+        self.stages = nn.Sequential(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return pooled features [B, D]."""
+        maps: Tensor = self.stages(self.stem(images_BCHW))
+        return maps.mean(dim=(2, 3))
