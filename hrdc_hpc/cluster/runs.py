@@ -1,6 +1,7 @@
 """What a launch finds in the run folder, and what it makes of it. Torch-free.
 
-new       -> made: config, manifest, snapshot of the code
+nothing   -> made: config, manifest, snapshot of the code
+new       -> made before, but never ran: any setting may change
 started   -> goes on from its last checkpoint, if only operational fields changed; on the code of its first launch
 running   -> refused: one writer
 finished  -> its result is told; nothing is done
@@ -8,8 +9,8 @@ finished  -> its result is told; nothing is done
 
 from __future__ import annotations
 
+import shlex
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,25 +34,26 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Found:
-    """What lies where the run should go."""
+    """What lies where the run should go: nothing, a run that never started, one that did, one that is finished."""
 
     folder: RunFolder
-    state: Literal["new", "started", "finished"]
+    state: Literal["nothing", "new", "started", "finished"]
     changed: tuple[Difference, ...] = ()
-    """Operational fields that the launch changes."""
+    """Fields that the launch may change: operational ones, and any before the first start."""
 
 
 def look(config: RunConfig, run: Path) -> Found:
     """Look at the run folder; changes nothing. Raises Refused if the launch must not go on."""
     folder = RunFolder(run)
     if not run.exists():
-        return Found(folder, "new")
+        return Found(folder, "nothing")
     if not folder.config.is_file():
         raise Refused(f"{run} exists, but is not a run folder (no {folder.config.name}); choose another --name or --out-dir")
     state = folder.state()
     frozen = loads(folder.config.read_text(), place=str(folder.config))
     changed = differences(frozen, config)
-    if semantic := [change for change in changed if not change.operational]:
+    semantic = [change for change in changed if not change.operational]
+    if semantic and state != "new":
         shown = "\n".join(f"  {change}" for change in semantic)
         what = "is finished" if state == "finished" else "was started"
         raise Refused(
@@ -61,19 +63,20 @@ def look(config: RunConfig, run: Path) -> Found:
     if state == "finished":
         return Found(folder, "finished")
     _refuse_if_running(folder)
-    return Found(folder, "started", tuple(changed))
+    return Found(folder, state, tuple(changed))
 
 
 def prepare(found: Found, config: RunConfig, command: Sequence[str]) -> list[str]:
     """Make a new run folder, or bring a started one up to date; lines for the user. `command`: for the manifest."""
     folder, notes = found.folder, []
-    if found.state == "new":
+    if found.state == "nothing":
         try:
             RunFolder.create(folder.path, config_text=to_yaml(config), manifest=collect(command))
         except FileExistsError as error:
             raise Refused(f"{folder.path} was made by another launch just now; nothing was touched") from error
     else:
-        notes.append(f"{folder.path} was started before: going on from its last checkpoint")
+        going = "was made before, but never ran" if found.state == "new" else "goes on from its last checkpoint"
+        notes.append(f"{folder.path} {going}")
         notes += [f"  {change}" for change in found.changed]
         if found.changed:
             _replace_config(folder, to_yaml(config))
@@ -90,7 +93,7 @@ def prepare(found: Found, config: RunConfig, command: Sequence[str]) -> list[str
 
 def discard(found: Found) -> None:
     """Remove a folder that this launch made and whose job was not taken; one that was there before stays."""
-    if found.state == "new":
+    if found.state == "nothing":
         shutil.rmtree(found.folder.path)
 
 
@@ -114,7 +117,7 @@ def _refuse_if_running(folder: RunFolder) -> None:
 
 def follow_command(run: Path) -> str:
     """Return the command that follows a run."""
-    return f"python -m hrdc_hpc.launch --follow {run}"
+    return f"python -m hrdc_hpc.launch --follow {shlex.quote(str(run))}"
 
 
 def _replace_config(folder: RunFolder, text: str) -> None:
@@ -126,8 +129,3 @@ def _replace_config(folder: RunFolder, text: str) -> None:
 
 def _has_code(folder: RunFolder) -> bool:
     return (folder.code / "hrdc_hpc" / "__init__.py").is_file()
-
-
-def since(seconds: float) -> str:
-    """A time for people, in this machine's zone."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

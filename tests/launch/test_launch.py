@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import hrdc_hpc
 from hrdc_hpc.cluster.jobs import Job, note_job
 from hrdc_hpc.config.load import load, to_yaml
 from hrdc_hpc.config.schema import Cluster
@@ -242,12 +243,12 @@ def test_it_answers_in_a_second_without_torch(place: Path, arguments: list[str])
         "heavy = {'torch', 'torchvision', 'nvidia.dali', 'tensorboard', 'sklearn'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )
+    environ = os.environ | {"PYTHONPATH": str(Path(hrdc_hpc.__file__).parents[1])}
+    command = [sys.executable, "-c", code, "--cfg", "small.yaml", *arguments]
     seconds = []
     for _ in range(3):
         begin = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", code, "--cfg", "small.yaml", *arguments], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
         seconds.append(time.monotonic() - begin)
         assert done.returncode == (78 if "optim.lrr=1" in arguments else 0), done.stderr
     assert statistics.median(seconds) < 1
@@ -258,11 +259,13 @@ def test_it_answers_in_a_second_without_torch(place: Path, arguments: list[str])
 
 @pytest.fixture()
 def started(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A run whose job has left the queue without finishing."""
+    """A run whose job has begun, and has left the queue without finishing."""
     assert launch() == 0
     (slurm / "given.sbatch").unlink()
     capsys.readouterr()
-    return place / "runs" / "small"
+    run = place / "runs" / "small"
+    (run / "metrics" / "attempt-1.jsonl").touch()
+    return run
 
 
 def test_prepare_makes_a_run_and_submits_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,7 +286,7 @@ def test_a_half_finished_run_goes_on_with_operational_changes(
     old = (started / "config.yaml").read_text()
     assert launch("--nodes", "2", "checkpoint.every_steps=7") == 0
     out = capsys.readouterr().out
-    assert "going on from its last checkpoint" in out
+    assert "goes on from its last checkpoint" in out
     assert "cluster.nodes: 1 -> 2" in out
     assert "checkpoint.every_steps: 500 -> 7" in out
     assert (started / "config-1.yaml").read_text() == old
@@ -291,6 +294,15 @@ def test_a_half_finished_run_goes_on_with_operational_changes(
     assert "#SBATCH --nodes=2\n" in (slurm / "given.sbatch").read_text()
     assert launch("--nodes", "3") == 0
     assert "every_steps: 7" in (started / "config-2.yaml").read_text()
+
+
+def test_a_run_that_never_began_may_change_as_it_likes(
+    started: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (started / "metrics" / "attempt-1.jsonl").unlink()
+    assert launch("optim.lr=0.3") == 0
+    assert "never ran" in capsys.readouterr().out
+    assert "lr: 0.3" in (started / "config.yaml").read_text()
 
 
 def test_an_unchanged_relaunch_keeps_the_config_file(started: Path, slurm: Path) -> None:
@@ -333,7 +345,8 @@ def test_a_running_run_is_refused(started: Path, slurm: Path, capsys: pytest.Cap
     finally:
         lease.release()
     error = capsys.readouterr().err
-    assert "is running since" in error
+    assert "is running: process" in error
+    assert "since" in error
     assert "77" in error
     assert not (slurm / "given.sbatch").exists()
 
