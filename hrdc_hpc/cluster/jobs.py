@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -53,7 +54,8 @@ def last_job(run: Path) -> Job | None:
 def job_state(run: Path, job: Job) -> JobState:
     """Ask the scheduler, or this machine, where the job is. Raises SchedulerError if SLURM does not answer."""
     if job.kind == "local":
-        return JobState("running", f"process {job.job_id}") if _controller_lives(run, job) else JobState("gone", "ended")
+        lives = _controller_lives(run, job)
+        return JobState("running", "running on this machine") if lives else JobState("gone", "ended")
     try:
         state, reason = scheduler.queue_state(job.job_id)
     except scheduler.NoSuchJob:
@@ -66,6 +68,8 @@ def job_state(run: Path, job: Job) -> JobState:
 
 def _controller_lives(run: Path, job: Job) -> bool:
     """Whether the process is there and is this run's controller; numbers come again. A zombie has no command line."""
+    with contextlib.suppress(ChildProcessError):  # ours, if this is the launcher that started it: leave no zombie
+        os.waitpid(int(job.job_id), os.WNOHANG)
     try:
         words = Path("/proc", job.job_id, "cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import hrdc_hpc
 from hrdc_hpc.cluster import exit_codes, requeue
 from hrdc_hpc.cluster.ends import note_rank_end
 from hrdc_hpc.cluster.exit_codes import Exit
-from hrdc_hpc.cluster.places import RENDEZVOUS, forget_torch_variables, this_place
+from hrdc_hpc.cluster.places import forget_torch_variables, this_place
 from hrdc_hpc.cluster.signals import SignalStop
 from hrdc_hpc.engine.place import Place
 
@@ -59,7 +58,6 @@ def train_here(run: Path) -> tuple[Exit, dict[str, Any] | None]:
     forget_torch_variables()
     place = this_place(run)
     _log_to_stdout(place)
-    place.rendezvous.parent.mkdir(exist_ok=True)
     if place.rank == 0:
         log.info("job %s start %s", place.job["job_id"], place.job["restart_count"])
         log.info("code %s", hrdc_hpc.__file__)
@@ -74,8 +72,6 @@ def train_here(run: Path) -> tuple[Exit, dict[str, Any] | None]:
         return code, None
     if not outcome.finished:
         return _after_stop(run, place, (outcome.reason, *stop.received())), None
-    if place.rank == 0:
-        shutil.rmtree(run / RENDEZVOUS, ignore_errors=True)
     return Exit.DONE, {"run": str(run), "step": outcome.step}
 
 

@@ -115,7 +115,6 @@ def test_a_run_to_its_end_from_its_own_snapshot(site: Site) -> None:
     assert site.saw(0)["rendezvous"] == site.saw(1)["rendezvous"]
     log = log_path(site.run, site.saw(0)["job"]["job_id"]).read_text()
     assert f"code {code / 'hrdc_hpc' / '__init__.py'}" in log
-    assert not list(site.run.glob("rendezvous"))
     again = site.launch()
     assert "is finished" in again.communicate(timeout=30)[0]
     assert again.returncode == 0
@@ -152,7 +151,7 @@ def test_a_local_run_outlives_its_launcher_stops_on_a_signal_and_resumes_on_the_
     assert f"--follow '{str(site.run)}'".replace("it's", "it'\"'\"'s") in output
 
     refused = site.launch()
-    assert f"job {controller} of this run is process {controller}" in refused.communicate(timeout=30)[0]
+    assert f"job {controller} of this run is running on this machine" in refused.communicate(timeout=30)[0]
     assert refused.returncode == 78
 
     follower = site.start("--follow", str(site.run))
