@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.follow is not None:
             return _follow_existing(Path(args.follow).absolute())
         if args.cfg is None:
-            _parser().error("--cfg is missing: a config's path, or the name of one that comes along, e.g. digits_lt.yaml")
+            _parser().error(
+                "--cfg is missing: a config's path, or the name of one that comes along, e.g. digits_lt.yaml"
+            )
         return _launch(args, [sys.executable, "-m", "hrdc_hpc.launch", *given])
     except submission.SubmissionRefused as error:
         _complain(str(error))
@@ -97,7 +99,7 @@ def _launch(args: argparse.Namespace, command: Sequence[str]) -> int:
     for note in runs.prepare(found, config, command):
         _say(note)
     if args.prepare:
-        _say(f"prepared {run}; start it with: srun {shlex.join([sys.executable, *_entry(run), str(run)])}")
+        _say(f"prepared {run}; start it with:\n  {_plain_command(run)}")
         return Exit.DONE
     try:
         job = submission.submit(kind, config, run)
@@ -147,7 +149,7 @@ def _follow_existing(run: Path) -> int:
 
 
 def _follow(run: Path, job: Job, config: RunConfig) -> int:
-    """Follow to the end. Ctrl-C leaves a SLURM job in peace; a local run is asked to save and stop, a second time killed."""
+    """Follow to the end. Ctrl-C leaves a SLURM job in peace; a local run is told to save and stop, then killed."""
     from hrdc_hpc.cluster.follow import follow  # rich takes its time to import
 
     batch = config.optim.global_batch
@@ -174,9 +176,13 @@ def _kill(run: Path, job: Job, number: signal.Signals) -> None:
         (os.killpg if number == signal.SIGKILL else os.kill)(int(job.job_id), number)
 
 
-def _entry(run: Path) -> list[str]:
-    script = RunFolder(run).code / "jobs" / "train.py"
-    return [str(script)] if script.is_file() else ["-m", "hrdc_hpc.cluster.task"]
+def _plain_command(run: Path) -> str:
+    """Return what starts a prepared run without submitit, in a batch script; by itself, without srun."""
+    code = RunFolder(run).code
+    if (code / "jobs" / "train.py").is_file():
+        return f"srun {shlex.join([sys.executable, str(code / 'jobs' / 'train.py'), str(run)])}"
+    environ = f"PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}"  # an installed package comes without jobs/
+    return f"{environ} srun {shlex.join([sys.executable, '-m', 'hrdc_hpc.cluster.task', str(run)])}"
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
@@ -189,17 +195,24 @@ def _overrides(args: argparse.Namespace) -> list[str]:
     if args.cluster == "local" and (args.partition or args.sbatch):
         raise ValueError("--cluster local does not go with --partition or --sbatch, which are for SLURM; leave one out")
     # JSON is YAML: a string stays a string, however much it looks like a number
-    return [f"{key}={json.dumps(value)}" for key, value in found.items() if value is not None] + args.overrides
+    flags = [f"{key}={json.dumps(value)}" for key, value in found.items() if value is not None]
+    return [*flags, *args.overrides]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m hrdc_hpc.launch", description="Train a config on a cluster, or resume it.", allow_abbrev=False)
+    parser = _Parser(
+        prog="python -m hrdc_hpc.launch", description="Train a config on a cluster, or resume it.", allow_abbrev=False
+    )
     parser.add_argument("--cfg", help="config file, or the name of one that comes along, e.g. digits_lt.yaml")
     parser.add_argument("--cluster", choices=["slurm", "local"], default="slurm", help="local: train on this machine")
     for field, (flag, kind, text) in CLUSTER_FLAGS.items():
         parser.add_argument(flag, dest=field, type=kind, help=text)
-    parser.add_argument("--sbatch", action="append", metavar="KEY=VALUE", help="any other sbatch option; may be repeated")
-    parser.add_argument("--setup", action="append", metavar="LINE", help="shell line that runs on the node first; may be repeated")
+    parser.add_argument(
+        "--sbatch", action="append", metavar="KEY=VALUE", help="any other sbatch option; may be repeated"
+    )
+    parser.add_argument(
+        "--setup", action="append", metavar="LINE", help="shell line that runs on the node first; may be repeated"
+    )
     parser.add_argument("--name", help="the run's folder below --out-dir")
     parser.add_argument("--out-dir", help="where run folders are made")
     parser.add_argument("--dry-run", action="store_true", help="print the job and the resolved config; write nothing")

@@ -1,7 +1,7 @@
 """Why processes left: logs/ends.jsonl, one line for each rank that did not simply finish. Torch-free.
 
-A rank that is killed cannot write; its node's controller (local) or SLURM's accounting knows of it, and its peers' errors
-are here.
+A rank that is killed cannot write; the local controller or SLURM's accounting knows of it, and its peers' errors are
+here.
 """
 
 from __future__ import annotations

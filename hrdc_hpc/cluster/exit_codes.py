@@ -1,13 +1,13 @@
 """The exit codes of a training process and of `launch`, in one table. Torch-free.
 
-| code | meaning                                     | who acts on it                                                     |
-|------|---------------------------------------------|--------------------------------------------------------------------|
-| 0    | done: the run folder holds the result       | nobody needs to                                                    |
-| 1    | failed: the world (disk, network, a bug)    | a person; the same command resumes from the last checkpoint        |
-| 71   | this node is bad (GPU gone, ECC error)      | a requeue elsewhere; the same command resumes                      |
-| 75   | stopped early and saved: start me again     | rank 0 has asked SLURM to requeue; elsewhere the same command      |
-| 78   | do not requeue: the same would happen again | a person: config, data, another writer, or the job was cancelled   |
-| 130  | `launch --wait` was left with Ctrl-C        | nobody: a SLURM job goes on; a local one was asked to save and end |
+| code | meaning                                   | who acts on it                                           |
+|------|-------------------------------------------|----------------------------------------------------------|
+| 0    | done: the run folder holds the result     | nobody needs to                                          |
+| 1    | failed: the world (disk, network, a bug)  | a person; the same command resumes                       |
+| 71   | this node is bad (GPU gone, ECC error)    | a requeue elsewhere; the same command resumes            |
+| 75   | stopped early and saved: start me again   | rank 0 has asked SLURM to requeue; else the same command |
+| 78   | do not requeue: the same would come again | a person: config, data, another writer; or cancelled     |
+| 130  | `launch --wait` was left with Ctrl-C      | nobody: a SLURM job goes on, a local one saves and ends  |
 
 SLURM itself acts on none of them but 0: the job's state is COMPLETED or FAILED. 71, 75 and 78 are EX_OSERR, EX_TEMPFAIL
 and EX_CONFIG of sysexits.h.

@@ -26,6 +26,8 @@ LINE_EVERY_S = 10.0
 GONE_TWICE_S = 5.0
 """A job counts as gone when it still is after this long: a requeue shows an end state in passing."""
 
+_GROUPS = ("many", "medium", "few")
+
 
 @dataclass(frozen=True)
 class Progressed:
@@ -224,7 +226,7 @@ def _ask(run: Path, job: Job, before: JobState, display: Display) -> JobState:
 def _evaluation(record: dict[str, Any]) -> str:
     averaged = " with averaged weights" if record["kind"] == "eval_ema" else ""
     rows = [
-        f"{name} {_percent(shares['overall'])} ({', '.join(_percent(shares.get(g)) for g in ('many', 'medium', 'few'))})"
+        f"{name} {_percent(shares['overall'])} ({', '.join(_percent(shares.get(group)) for group in _GROUPS)})"
         for name, shares in record["accuracy"].items()
     ]
     return f"evaluated{averaged} at step {record['step']}: {'; '.join(rows)}  [overall (many, medium, few), %]"

@@ -11,7 +11,6 @@ Kept: the pickle, the task's entry point, the file names, the time limit with it
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from submitit.local.local import Controller, LocalExecutor, LocalJob
 from hrdc_hpc.cluster.ends import note_end
 from hrdc_hpc.cluster.signals import STOP_SIGNALS
 
-PEER_GRACE_S = 5.0
+PEER_GRACE_S = 3.0
 """How long the peers of a failed rank may go on, to write down their side of it."""
 
 
@@ -86,7 +85,7 @@ class RankController(Controller):  # type: ignore[misc, unused-ignore]
         """`folder`: the run's logs."""
         super().__init__(folder)
         for number in STOP_SIGNALS:
-            signal.signal(number, self._forward_signal)
+            signal.signal(number, lambda number, _: self._forward_signal(signal.Signals(number)))
 
     def run_ranks(self) -> int:
         """Run to the end; the exit code of the first rank that left badly (128 + n if signal n killed it), or 0."""
@@ -110,7 +109,9 @@ class RankController(Controller):  # type: ignore[misc, unused-ignore]
                 warning = limit
                 self._forward_signal(signal.SIGUSR2)
             time.sleep(pause_s)
-        note_end(self.folder.parent, job_id=self.pid, rank=None, code=1, reason="killed at the time limit, cluster.time_min")
+        note_end(
+            self.folder.parent, job_id=self.pid, rank=None, code=1, reason="killed at the time limit, cluster.time_min"
+        )
         return 1
 
     def _end_peers(self, bad: int, pause_s: float) -> int:

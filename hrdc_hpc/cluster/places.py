@@ -35,11 +35,16 @@ def this_place(run: Path, environ: Mapping[str, str] = os.environ) -> Place:
         return _slurm(run, environ)
     if int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environ:
         raise RuntimeError(
-            f"job {environ.get('SLURM_JOB_ID')} has {environ['SLURM_NTASKS']} tasks, but this process was not started by srun:"
-            " put 'srun' in front of the command"
+            f"job {environ.get('SLURM_JOB_ID')} has {environ['SLURM_NTASKS']} tasks, but srun did not start this"
+            " process: put 'srun' in front of the command"
         )
     start = f"single-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
-    job: dict[str, str | int] = {"cluster": "none", "job_id": os.getpid(), "restart_count": 0, "host": socket.gethostname()}
+    job: dict[str, str | int] = {
+        "cluster": "none",
+        "job_id": os.getpid(),
+        "restart_count": 0,
+        "host": socket.gethostname(),
+    }
     return Place(0, 1, 0, 1, run / RENDEZVOUS / f"{start}.json", job)
 
 

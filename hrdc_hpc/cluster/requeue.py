@@ -25,8 +25,9 @@ class Decision:
 def decide(reasons: Iterable[str], job: Mapping[str, str]) -> Decision:
     """Decide from what was received, and from `scontrol show job` if that included SIGTERM (else it is not looked at).
 
-    SIGUSR2 and SIGUSR1 alone are a warning of the time limit or of preemption. SIGTERM is also what scancel sends, and a
-    cancelled job that requeues itself would not obey its user: it needs SLURM's word that it was preempted or timed out.
+    SIGUSR2 and SIGUSR1 alone are a warning of the time limit or of preemption. SIGTERM is also what scancel sends, and
+    a cancelled job that requeues itself would not obey its user: that takes SLURM's word that it was preempted or timed
+    out.
     """
     if "SIGTERM" not in reasons:
         return Decision(True, "time limit or preemption")
@@ -56,7 +57,7 @@ def after_stop(reasons: Iterable[str], place: Place) -> Exit:
         scheduler.requeue(job_id)
         log.info("job %s is requeued: %s", job_id, decision.why)
     except scheduler.SchedulerError as error:
-        log.error("job %s could not be requeued (%s); saved, and the same launch command resumes", job_id, error)  # noqa: TRY400, E501 - the message says all
+        log.error("job %s could not be requeued (%s); saved, and the same launch command resumes", job_id, error)
     return Exit.REQUEUE
 
 

@@ -48,7 +48,9 @@ def look(config: RunConfig, run: Path) -> Found:
     if not run.exists():
         return Found(folder, "nothing")
     if not folder.config.is_file():
-        raise Refused(f"{run} exists, but is not a run folder (no {folder.config.name}); choose another --name or --out-dir")
+        raise Refused(
+            f"{run} exists, but is not a run folder (no {folder.config.name}); choose another --name or --out-dir"
+        )
     state = folder.state()
     frozen = loads(folder.config.read_text(), place=str(folder.config))
     changed = differences(frozen, config)
@@ -100,7 +102,9 @@ def discard(found: Found) -> None:
 def _refuse_if_running(folder: RunFolder) -> None:
     holder = peek(folder)
     if holder is not None:
-        raise Refused(f"{folder.path} is running: {holder}. Nothing was touched; follow it with: {follow_command(folder.path)}")
+        raise Refused(
+            f"{folder.path} is running: {holder}. Nothing was touched; follow it with: {follow_command(folder.path)}"
+        )
     job = last_job(folder.path)
     if job is None:
         return

@@ -41,7 +41,7 @@ def call(program: str, *args: str) -> str:
 
 
 def show_job(job_id: str) -> dict[str, str]:
-    """`scontrol show job`, e.g. {'JobState': 'RUNNING', 'PreemptTime': 'None', ...}; of a key given twice, the first."""
+    """`scontrol show job`, e.g. {'JobState': 'RUNNING', 'PreemptTime': 'None', ...}; the first of a key's values."""
     fields: dict[str, str] = {}
     for key, value in re.findall(r"(\S+?)=(\S*)", call("scontrol", "--oneliner", "show", "job", job_id)):
         fields.setdefault(key, value)

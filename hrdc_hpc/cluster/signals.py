@@ -1,8 +1,8 @@
 """Signals that ask a rank to stop: the handlers set a flag and return at once. Torch-free.
 
 SLURM sends signals to every process of a step, so:
-- processes forked from a rank (worker pools) ignore them: a hook that runs in the child after every fork sees to it. Such
-  a child is ended by its queue or by kill(), not by terminate(), which sends SIGTERM;
+- processes forked from a rank (worker pools) ignore them: a hook that runs in the child after every fork sees to it.
+  Such a child is ended by its queue or by kill(), not by terminate(), which sends SIGTERM;
 - programs that a rank starts (scontrol, a compiler) would die of them, because exec resets handlers: start them inside
   `shielded()`, which blocks the signals in the child, and delays them, but does not lose them, in the rank.
 """
@@ -28,7 +28,7 @@ class SignalStop:
     def install(self) -> None:
         """Take over SIGTERM, SIGUSR1 and SIGUSR2 from whoever had them (submitit); main thread only.
 
-        SIGCONT, which comes with each of them and for which submitit logs from inside its handler, gets back its default.
+        SIGCONT comes with each of them, and submitit logs from inside its handler: it gets back its default.
         """
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)

@@ -25,7 +25,7 @@ def take(code: Path) -> None:
 
 
 def changed_files(code: Path) -> list[str]:
-    """Files that differ between the snapshot and the package as imported now, e.g. ['hrdc_hpc/losses/cdt.py'], sorted."""
+    """Files in which the snapshot and the package as imported now differ, e.g. ['hrdc_hpc/launch.py'], sorted."""
     now = {str(Path(s.name, file)): s / file for s in _sources() for file in _files(s)}
     then = {str(file): code / file for file in _files(code)}
     both = now.keys() & then.keys()

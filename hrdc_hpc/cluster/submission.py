@@ -57,8 +57,8 @@ def check(kind: Kind, config: RunConfig, run: Path) -> None:
     """Raise ValueError for what submission could not carry out, before anything is made."""
     if bad := sorted({character for character in str(run) if character in ":%\\" or not character.isprintable()}):
         raise ValueError(
-            f"run folder {str(run)!r}: its path must not contain {' '.join(map(repr, bad))} (':' separates Python's search"
-            " paths, '%' and '\\' are special in SLURM's log names); choose another --out-dir"
+            f"run folder {str(run)!r}: its path must not contain {' '.join(map(repr, bad))} (':' separates Python's"
+            " search paths, '%' and '\\' are special in SLURM's log names); choose another --out-dir"
         )
     if kind == "slurm":
         _sbatch_options(config)
@@ -92,7 +92,9 @@ def submit(kind: Kind, config: RunConfig, run: Path) -> Job:
     """Hand the run to the scheduler, or start it here. Raises SubmissionRefused with the scheduler's words."""
     folder = RunFolder(run)
     folder.logs.mkdir(exist_ok=True)
-    shutil.rmtree(run / RENDEZVOUS, ignore_errors=True)  # process and job numbers come again; a stale meeting point misleads
+    shutil.rmtree(
+        run / RENDEZVOUS, ignore_errors=True
+    )  # process and job numbers come again; a stale meeting point misleads
     task = TrainTask(str(run))
     if kind == "local":
         executor: Any = local.Executor(folder.logs, _job_environ(run, os.environ))
@@ -155,7 +157,9 @@ def _sbatch_options(config: RunConfig) -> dict[str, str | int | bool]:
     for given, value in config.cluster.sbatch.items():
         option = given.strip("-").replace("_", "-")
         if option in _OWN_OPTIONS:
-            raise ValueError(f"cluster.sbatch.{given}: set cluster.{_OWN_OPTIONS[option]} instead, which has a flag of its own")
+            raise ValueError(
+                f"cluster.sbatch.{given}: set cluster.{_OWN_OPTIONS[option]} instead, which has a flag of its own"
+            )
         if option in _NOT_OURS_TO_CHANGE or not option.replace("-", "").isalnum():
             raise ValueError(f"cluster.sbatch.{given}: cannot be set; the launcher needs its own")
         if "\n" in str(value):
@@ -186,7 +190,9 @@ def _outside_of_any_job() -> Iterator[None]:
     """
     hidden = {}
     if "SLURM_JOB_ID" in os.environ:
-        hidden = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("SLURM_") and key != "SLURM_CONF"}
+        hidden = {
+            key: os.environ.pop(key) for key in list(os.environ) if key.startswith("SLURM_") and key != "SLURM_CONF"
+        }
     try:
         yield
     finally:

@@ -28,7 +28,7 @@ SUMMARY: dict[str, Any] = {
 TRAIN = {"kind": "train", "epoch": 1, "loss": 2.0, "images_per_s": 100.0, "eta_s": 64.0}
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(tmp_path: Path) -> Path:
     return RunFolder.create(tmp_path / "a run", config_text="x: 1\n", manifest={}).path
 
@@ -68,7 +68,11 @@ def test_duration() -> None:
 def test_the_result_is_a_table_with_every_prediction(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_result(SUMMARY, run)
     out = capsys.readouterr().out
-    rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for line in out.splitlines() if (cells := line.split("│")[1:-1])}
+    rows = {
+        cells[0].strip(): [cell.strip() for cell in cells[1:]]
+        for line in out.splitlines()
+        if (cells := line.split("│")[1:-1])
+    }
     assert rows["head"] == ["50.00", "90.00", "50.00", "-"]
     assert rows["fused *"] == ["71.25", "80.00", "70.00", "-"]
     assert rows["averaged weights: fused"] == ["100.00", "100.00", "100.00", "-"]
@@ -122,7 +126,7 @@ class Scripted:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
-    def ask(self, run: Path, job: Job) -> JobState:
+    def ask(self, _run: Path, _job: Job) -> JobState:
         answer = self.answers.pop(0)
         if callable(answer):
             answer = answer()
@@ -149,8 +153,8 @@ def test_follow_goes_on_across_a_requeue_and_a_silent_controller(
         return "running", "RUNNING"
 
     script = Scripted(
-        monkeypatch, ("queued", "PENDING (Priority)"), first_attempt, ("gone", "FAILED"), ("queued", "PENDING (BeginTime)"),
-        SchedulerError("Unable to contact slurm controller"), second_attempt, finish,
+        monkeypatch, ("queued", "PENDING (Priority)"), first_attempt, ("gone", "FAILED"),
+        ("queued", "PENDING (BeginTime)"), SchedulerError("Unable to contact slurm controller"), second_attempt, finish,
     )  # fmt: skip
     assert follow(run, Job("slurm", "7"), 32, Lines()) == 0
     assert script.answers == []
@@ -171,7 +175,9 @@ def test_follow_ends_with_the_code_of_a_job_that_is_gone_for_good(
     assert "cancelled (exit code 78; CANCELLED)" in capsys.readouterr().out
 
 
-def test_a_stopped_run_says_how_to_go_on(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_says_how_to_go_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     note_end(run, job_id="7", rank=0, code=75, reason="stopped by SIGTERM")
     Scripted(monkeypatch, ("gone", "ended"))
     assert follow(run, Job("local", "7"), 32, Lines()) == 75

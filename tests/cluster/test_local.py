@@ -18,7 +18,7 @@ from hrdc_hpc.cluster.local import after_setup, visible_gpus
 Start = Callable[..., subprocess.Popen[bytes]]
 
 
-@pytest.fixture()
+@pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start a controller: the ranks' shell script, which sees $RANK, and further environment."""
     logs = tmp_path / "it's a run" / "logs"

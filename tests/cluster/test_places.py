@@ -11,15 +11,18 @@ from hrdc_hpc.cluster.places import forget_torch_variables, slurm_job_id, tasks_
 RUN = Path("/runs/a b")
 STEP = {
     "SLURM_JOB_ID": "71", "SLURM_STEP_ID": "0", "SLURM_PROCID": "4", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
-    "SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_TASKS_PER_NODE": "3,2", "SLURM_NTASKS": "5", "SLURM_JOB_NODELIST": "n[1-2]",
-    "SLURM_CPUS_PER_TASK": "3", "SUBMITIT_EXECUTOR": "slurm",
+    "SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_TASKS_PER_NODE": "3,2", "SLURM_NTASKS": "5",
+    "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": "3", "SUBMITIT_EXECUTOR": "slurm",
 }  # fmt: skip
 
 
 def test_a_step_of_slurm() -> None:
     place = this_place(RUN, STEP)
     assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (4, 5, 1, 2)
-    assert place.job.items() >= {"cluster": "slurm", "job_id": "71", "restart_count": 0, "nodes": "n[1-2]", "cpus_per_rank": 3}.items()
+    assert (
+        place.job.items()
+        >= {"cluster": "slurm", "job_id": "71", "restart_count": 0, "nodes": "n[1-2]", "cpus_per_rank": 3}.items()
+    )
     assert place.rendezvous.parent.parent == RUN
 
 
@@ -60,7 +63,8 @@ def test_tasks_on_node_says_what_it_cannot_read() -> None:
 
 def test_a_task_of_the_local_executor() -> None:
     environ = {
-        "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_JOB_ID": "9",
+        "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2",
+        "SUBMITIT_LOCAL_JOB_ID": "9",
     }  # fmt: skip
     place = this_place(RUN, environ | {"SLURM_JOB_ID": "71"})  # also inside an allocation
     assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (1, 2, 1, 2)
@@ -79,6 +83,13 @@ def test_a_batch_script_without_srun_is_told_so() -> None:
 
 
 def test_torch_variables_of_another_job_are_forgotten() -> None:
-    environ = {"MASTER_ADDR": "elsewhere", "MASTER_PORT": "1", "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "HOME": "/"}
+    environ = {
+        "MASTER_ADDR": "elsewhere",
+        "MASTER_PORT": "1",
+        "RANK": "3",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "3",
+        "HOME": "/",
+    }
     forget_torch_variables(environ)
     assert environ == {"HOME": "/"}

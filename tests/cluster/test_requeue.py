@@ -16,7 +16,7 @@ from hrdc_hpc.record.lease import LeaseHeld, LeaseLost
 
 # shortened from `scontrol --oneliner show job` of SLURM 22.05
 SHOWN = (
-    "JobId=71 JobName=run UserId=u(1) JobState={state} Reason={reason} Dependency=(null) PreemptEligibleTime=2026-11-24T02:10:00"
+    "JobId=71 JobName=run UserId=u(1) JobState={state} Reason={reason} PreemptEligibleTime=2026-11-24T02:10:00"
     " PreemptTime={preempt} Comment=a=b JobState=no TRES=cpu=2,node=2 Command=/runs/it's here/x.sh"
 )
 SCONTROL = """#!/bin/bash
@@ -28,7 +28,7 @@ IN_SLURM = Place(0, 2, 0, 1, Path("/r"), {"cluster": "slurm", "job_id": "71_3"})
 LOCAL = Place(0, 2, 0, 1, Path("/r"), {"cluster": "local", "job_id": "71"})
 
 
-@pytest.fixture()
+@pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Call with the job's state, and lines that requeue fails with; gives the file of what was asked."""
     program = tmp_path / "scontrol"
@@ -36,7 +36,7 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE", str(tmp_path))
-    monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(scheduler.time, "sleep", lambda _: None)
 
     def prepare(state: str = "RUNNING", preempt: str = "None", reason: str = "None", failures: str = "") -> Path:
         (tmp_path / "shown").write_text(SHOWN.format(state=state, preempt=preempt, reason=reason))
@@ -67,7 +67,9 @@ def test_a_cancelled_job_is_not_requeued(scontrol: Callable[..., Path], state: s
 
 
 def test_sigterm_at_the_time_limit_is_requeued() -> None:
-    assert decide(["SIGUSR2", "SIGTERM"], {"JobState": "COMPLETING", "Reason": "TimeLimit", "PreemptTime": "None"}).requeue
+    assert decide(
+        ["SIGUSR2", "SIGTERM"], {"JobState": "COMPLETING", "Reason": "TimeLimit", "PreemptTime": "None"}
+    ).requeue
 
 
 def test_a_controller_that_restarts_is_asked_again(scontrol: Callable[..., Path]) -> None:
@@ -87,7 +89,7 @@ def test_no_requeue_is_said_and_the_code_still_asks_for_it(
 
 def test_without_scontrol_the_code_asks(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(scheduler.time, "sleep", lambda _: None)
     assert after_stop(["SIGUSR2"], IN_SLURM) == Exit.REQUEUE
     assert "scontrol is not on the PATH" in caplog.text
 
@@ -130,5 +132,9 @@ def test_exit_code_of_an_error(error: Exception, code: int) -> None:
 def test_the_table_of_exit_codes_is_complete() -> None:
     import hrdc_hpc.cluster.exit_codes as module
 
-    rows = {int(row.split("|")[1]) for row in (module.__doc__ or "").splitlines() if row.startswith("| ") and row[2].isdigit()}
+    rows = {
+        int(row.split("|")[1])
+        for row in (module.__doc__ or "").splitlines()
+        if row.startswith("| ") and row[2].isdigit()
+    }
     assert rows == {int(code) for code in Exit}

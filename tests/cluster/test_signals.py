@@ -26,7 +26,9 @@ stop = SignalStop()
 def child(script: str) -> Iterator[subprocess.Popen[str]]:
     """A Python process that has printed 'ready'."""
     code = PRELUDE + textwrap.dedent(script)
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         try:
@@ -89,7 +91,8 @@ def test_a_shielded_program_outlives_the_signal_that_its_parent_gets() -> None:
     with child("""
         stop.install()
         with shielded():
-            program = subprocess.Popen([sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(0.5)"])
+            script = "import time; print('ready', flush=True); time.sleep(0.5)"
+            program = subprocess.Popen([sys.executable, "-c", script])
             os.kill(os.getpid(), signal.SIGUSR2)
             during = stop.reason()
             time.sleep(0.2)

@@ -40,10 +40,10 @@ cat "$FAKE/queue" 2>/dev/null || { echo "slurm_load_jobs error: Invalid job id s
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-@pytest.fixture()
+@pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Working directory with a config, whose name is hostile, on a machine without SLURM."""
-    folder = tmp_path / "it's \"a\" $HOME folder"
+    folder = tmp_path / 'it\'s "a" $HOME folder'
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", "/nowhere")
@@ -51,7 +51,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def slurm(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder of a make-believe SLURM that is on the PATH: what sbatch was given, what squeue is to say."""
     folder = place.parent / "slurm"
@@ -75,15 +75,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 # the text
 
 EVERYTHING = [
-    "--partition", "gpu", "--nodes", "4", "--gpus-per-node", "8", "--cpus-per-rank", "12", "--mem-gb", "480", "--time", "1-00:30",
-    "--signal-delay", "120", "--account", "0123", "--qos", "high", "--constraint", "a100|h100", "--array-parallelism", "3",
-    "--sbatch", "exclusive", "--sbatch", "mail-type=END,FAIL", "--sbatch", "no_requeue", "--sbatch", "comment=it's mine",
+    "--partition", "gpu", "--nodes", "4", "--gpus-per-node", "8", "--cpus-per-rank", "12", "--mem-gb", "480",
+    "--time", "1-00:30", "--signal-delay", "120", "--account", "0123", "--qos", "high", "--constraint", "a100|h100",
+    "--array-parallelism", "3", "--sbatch", "exclusive", "--sbatch", "mail-type=END,FAIL", "--sbatch", "no_requeue",
+    "--sbatch", "comment=it's mine",
     "--setup", "module load cuda/13", "--setup", "export NCCL_DEBUG=WARN",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [("least", []), ("cpu_two_nodes", ["--nodes", "2", "--time", "30"]), ("everything", EVERYTHING)]
+    ("name", "arguments"),
+    [("least", []), ("cpu_two_nodes", ["--nodes", "2", "--time", "30"]), ("everything", EVERYTHING)],
 )
 def test_the_sbatch_text(place: Path, capsys: pytest.CaptureFixture[str], name: str, arguments: list[str]) -> None:
     assert launch("--dry-run", *arguments) == 0
@@ -100,7 +102,8 @@ def test_what_is_submitted_is_what_dry_run_prints(place: Path, slurm: Path, caps
     assert launch(*arguments) == 0
     run = place / "runs" / "small"
     given = (slurm / "given.sbatch").read_text()
-    assert given and printed.startswith(given)
+    assert given
+    assert printed.startswith(given)
     config = to_yaml(load("small.yaml", ['cluster.partition="gpu"', 'cluster.sbatch.mail-type="END"']))
     assert (run / "config.yaml").read_text() == config
     assert printed.endswith(f"# the run's config.yaml, in {run}\n{config}\n")
@@ -151,8 +154,8 @@ def test_every_cluster_field_has_a_flag(place: Path, capsys: pytest.CaptureFixtu
     assert config.name == "007"
     assert config.out_dir == Path("else where")
     assert config.cluster == Cluster(
-        partition="gpu", nodes=4, gpus_per_node=8, ranks_per_node=5, cpus_per_rank=12, mem_gb=480, time_min=1470, signal_delay_s=120,
-        account="0123", qos="high", constraint="a100|h100", array_parallelism=3,
+        partition="gpu", nodes=4, gpus_per_node=8, ranks_per_node=5, cpus_per_rank=12, mem_gb=480, time_min=1470,
+        signal_delay_s=120, account="0123", qos="high", constraint="a100|h100", array_parallelism=3,
         sbatch={"exclusive": True, "mail-type": "END,FAIL", "no_requeue": True, "comment": "it's mine"},
         setup=("module load cuda/13", "export NCCL_DEBUG=WARN"),
     )  # fmt: skip
@@ -206,7 +209,9 @@ def test_a_wrong_launch_says_why_and_leaves_nothing(
         (["--cluster", "moon"], "invalid choice"),
     ],
 )
-def test_a_wrong_command_line(place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_a_wrong_command_line(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     with pytest.raises(SystemExit) as left:
         launch(*arguments)
     assert left.value.code == 78
@@ -220,7 +225,9 @@ def test_without_a_config(place: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "--cfg is missing" in capsys.readouterr().err
 
 
-def test_missing_data_stops_before_anything_is_queued(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_stops_before_anything_is_queued(
+    place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert launch("--partition", "gpu", "data.dataset={name: image_folder, root: nowhere}") == 78
     assert "nowhere" in capsys.readouterr().err
     assert not (slurm / "arguments").exists()
@@ -257,7 +264,7 @@ def test_it_answers_in_a_second_without_torch(place: Path, arguments: list[str])
 # what is found
 
 
-@pytest.fixture()
+@pytest.fixture
 def started(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """A run whose job has begun, and has left the queue without finishing."""
     assert launch() == 0
@@ -403,5 +410,3 @@ def test_follow_without_a_job(place: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_job_number_of_another_process_is_not_this_runs(started: Path) -> None:
     note_job(started, Job("local", str(os.getpid())))  # this process is there, but no controller
     assert launch() == 0
-
-

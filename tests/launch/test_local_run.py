@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -37,7 +38,7 @@ class Site:
 
     def __init__(self, tmp_path: Path) -> None:
         self.source = tmp_path / "source"
-        self.cwd = tmp_path / "it's a \"place\""
+        self.cwd = tmp_path / 'it\'s a "place"'
         self.run = self.cwd / "runs" / "small"
         self.trainer = self.source / "hrdc_hpc" / "engine" / "trainer.py"
         shutil.copytree(PACKAGE, self.source / "hrdc_hpc", ignore=shutil.ignore_patterns("__pycache__"))
@@ -52,10 +53,11 @@ class Site:
     def behave(self, how: str) -> None:
         (self.cwd / "runs" / "behave").write_text(how)
 
-    def start(self, *arguments: str, command: tuple[str, ...] = ("-m", "hrdc_hpc.launch"), **environ: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, command: tuple[str, ...] = ("-m", "hrdc_hpc.launch")) -> subprocess.Popen[str]:
+        ours = {"PYTHONPATH": str(self.source), "PYTHONSAFEPATH": "1", "MASTER_ADDR": "elsewhere", "RANK": "7"}
         process = subprocess.Popen(
-            [sys.executable, *command, *arguments], cwd=self.cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": str(self.source), "PYTHONSAFEPATH": "1", "MASTER_ADDR": "elsewhere", "RANK": "7"} | environ,
+            [sys.executable, *command, *arguments], cwd=self.cwd, text=True, env=os.environ | ours,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.started.append(process)
         return process
@@ -82,7 +84,7 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-@pytest.fixture()
+@pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     made = Site(tmp_path)
     yield made
@@ -91,10 +93,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
         process.communicate()
     job = last_job(made.run) if made.run.exists() else None
     if job:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(int(job.job_id), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def test_a_run_to_its_end_from_its_own_snapshot(site: Site) -> None:
@@ -148,7 +148,7 @@ def test_a_local_run_outlives_its_launcher_stops_on_a_signal_and_resumes_on_the_
     assert launched.returncode == 0, output
     controller = site.wait_for_ranks()
     assert f"kill -TERM {controller}" in output
-    assert f"--follow '{str(site.run)}'".replace("it's", "it'\"'\"'s") in output
+    assert f"--follow '{site.run}'".replace("it's", "it'\"'\"'s") in output
 
     refused = site.launch()
     assert f"job {controller} of this run is running on this machine" in refused.communicate(timeout=30)[0]

@@ -1,4 +1,4 @@
-"""Stands in for hrdc_hpc/engine/trainer.py in a copy of the package: no torch, and it does what the test's note says."""
+"""Stands in for hrdc_hpc/engine/trainer.py in a copy of the package: no torch; does what a note says."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def train(run: Path, place: Place, stop: Stop) -> Outcome:
     seen = {
         "file": __file__, "marker": MARKER, "world_size": place.world_size, "job": place.job, "python_path": sys.path,
         "torch_variables": [name for name in ("MASTER_ADDR", "RANK") if name in os.environ],
-        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "setup": os.environ.get("FROM_SETUP"), "rendezvous": str(place.rendezvous),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "setup": os.environ.get("FROM_SETUP"),
+        "rendezvous": str(place.rendezvous),
     }  # fmt: skip
     (run / f"saw-{place.rank}.json").write_text(json.dumps(seen))
     behave = (run.parent / "behave").read_text()
