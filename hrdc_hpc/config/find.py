@@ -34,8 +34,8 @@ def find(cfg: str) -> Path:
             if path.is_file():
                 return _short(path)
     here = shipped()
-    close = get_close_matches(Path(names[-1]).name, here, n=1)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
+    close = get_close_matches(Path(cfg).stem, [Path(name).stem for name in here], n=1)
+    hint = f" Did you mean '{close[0]}.yaml'?" if close else ""
     places = [str(Path(names[-1]))] if Path(cfg).is_absolute() else [str(Path.cwd()), str(shipped_folder())]
     raise ConfigError([f"{cfg}: no such config in {' or '.join(places)}.{hint} Shipped: {', '.join(here)}"])
 

@@ -33,7 +33,11 @@ FILES = {
     },
     "hrdc_hpc.losses": {
         "soft": "    gamma: PositiveFloat = 0.1",
-        "hard": "    power: PositiveInt = 2\n    limit: float | None = None\n    top: Annotated[float, Field(allow_inf_nan=True)] = 0.0",
+        "hard": """
+    power: PositiveInt = 2
+    limit: float | None = None
+    top: Annotated[float, Field(allow_inf_nan=True)] = 0.0
+""",
     },
     "hrdc_hpc.data.datasets": {
         "toy": """

@@ -49,7 +49,8 @@ EPOCHS = "optim.epochs: must be a whole number above 0; got"
         ("ema_decay: 1", "optim.ema_decay: must be a number above 0 and below 1, or null; got 1"),
         (
             "ema_decay: None",
-            "optim.ema_decay: must be a number above 0 and below 1, or null; got 'None'; write null for none, or quote it"
+            "optim.ema_decay: must be a number above 0 and below 1, or null; got 'None'; write null for none,"
+            " or quote it"
             " if it is a name",
         ),
         ("learning_rate: 1", "optim.learning_rate: unknown key. Did you mean 'lr'?"),
@@ -82,7 +83,10 @@ EPOCHS = "optim.epochs: must be a whole number above 0; got"
         ("warmup_epochs: 10", "optim.warmup_epochs: must be below epochs (10), which it is part of; got 10.0"),
         ("accumulation: 64", "optim.accumulation: must be at most global_batch (32), or pieces are empty; got 64"),
         ("momentum: 1.0", "optim.momentum: must be a number of at least 0 and below 1; got 1.0"),
-        ("lr: !!python/name:os.system x", "optim.lr: the YAML tag !!python/name:os.system is not allowed; write the value alone"),
+        (
+            "lr: !!python/name:os.system x",
+            "optim.lr: the YAML tag !!python/name:os.system is not allowed; write the value alone",
+        ),
         ("? [a, b]\n  : 1", "optim: a key must be a word, not a list or a mapping"),
         ("<<: 5", "optim: << takes a mapping, such as *name of an anchor"),
     ],
@@ -105,17 +109,22 @@ def test_these_lines_have_one_problem_each(run_yaml: str) -> None:
         ("epochs: 10", "epochs: 0", f"7: {EPOCHS} 0"),
         ("epochs: 10", "epochs: yes", f"7: {EPOCHS} yes (a YAML word for true)"),
         ("  epochs: 10\n", "", "6: optim.epochs: missing; must be a whole number above 0"),
-        ("optim:\n  epochs: 10\n  global_batch: 32\n", "", "1: optim: missing; a section with at least epochs, global_batch"),
+        ("optim:\n  epochs: 10\n  global_batch: 32\n", "", "1: optim: missing; a section with at least epochs,"
+         " global_batch"),
         ("method: twin\n", "", "1: method: missing; must be one of the methods plain, twin, two_losses"),
-        ("name: first_run\n", "", "1: name: missing; must be a name of letters, digits, '.', '_' and '-' that begins with a"
+        ("name: first_run\n", "", "1: name: missing; must be a name of letters, digits, '.', '_' and '-' that"
+         " begins with a"
          " letter or digit"),
-        ("first_run", "a/b", "1: name: must be a name of letters, digits, '.', '_' and '-' that begins with a letter or digit;"
+        ("first_run", "a/b", "1: name: must be a name of letters, digits, '.', '_' and '-' that begins with a"
+         " letter or digit;"
          " got 'a/b'"),
-        ("first_run", "", "1: name: must be a name of letters, digits, '.', '_' and '-' that begins with a letter or digit;"
+        ("first_run", "", "1: name: must be a name of letters, digits, '.', '_' and '-' that begins with a"
+         " letter or digit;"
          " got nothing"),
         ("method: twin", "method: twins",
          "5: method: no 'twins' among methods. Did you mean 'twin'? Known: plain, twin, two_losses"),
-        ("method: twin", "method: ../twin", "5: method: no '../twin' among methods. Did you mean 'twin'? Known: plain, twin,"
+        ("method: twin", "method: ../twin", "5: method: no '../twin' among methods. Did you mean 'twin'? Known:"
+         " plain, twin,"
          " two_losses"),
         ("method: twin", "method: {loss: soft}",
          "5: method: must be one of the methods plain, twin, two_losses; the key 'name' is missing"),
@@ -128,7 +137,8 @@ def test_these_lines_have_one_problem_each(run_yaml: str) -> None:
          "10: method.more[1].power: must be a whole number above 0; got 0"),
         ("method: twin", "method: {name: twin, weighting: cubic}",
          "5: method.weighting: must be one of parabola, equal; got 'cubic'"),
-        ("method: twin", "weighting: equal\nmethod: twin", "5: weighting: unknown key. Did you mean 'method.weighting'?"),
+        ("method: twin", "weighting: equal\nmethod: twin", "5: weighting: unknown key. Did you mean"
+         " 'method.weighting'?"),
         ("optim:", "optim: 5\nunused:", "6: optim: must be a mapping with keys among accumulation, ema_decay, epochs,"
          " global_batch, lr, lr_batch, momentum, nesterov, schedule, warmup_epochs, weight_decay; got 5"),
         ("dataset: toy", "dataset: {name: toy, cut: 2}", "3: data.dataset.cut: must be one of auto, 1; got 2"),
@@ -136,20 +146,25 @@ def test_these_lines_have_one_problem_each(run_yaml: str) -> None:
          "3: data.dataset.title: must be text, or null; got 'none'; write null for none, or quote it if it is a name"),
         ("dataset: toy", "dataset: {name: toy, root: [a]}", "3: data.dataset.root: must be a path; got a list of 1"),
         ("dataset: toy", "dataset: {name: toy, root: ~no_such_user/a}",
-         "3: data.dataset.root: must be a path; got '~no_such_user/a'; there is no such user; write ./~ for a folder whose"
+         "3: data.dataset.root: must be a path; got '~no_such_user/a'; there is no such user; write ./~ for a"
+         " folder whose"
          " name begins with ~"),
         ("dataset: toy", "dataset: toy\n  flip: 1", f"4: {FLIP} 1"),
         ("dataset: toy", "dataset: toy\n  flip: 0.0", f"4: {FLIP} 0.0"),
         ("dataset: toy", "dataset: toy\n  flip: maybe", f"4: {FLIP} 'maybe'"),
-        ("dataset: toy", "dataset: toy\n  mean: [1, 2]", "4: data.mean: must be a list of 3, each a number; got a list of 2"),
+        ("dataset: toy", "dataset: toy\n  mean: [1, 2]", "4: data.mean: must be a list of 3, each a number; got"
+         " a list of 2"),
         ("dataset: toy", "dataset: toy\n  mean: [1,\n    2,\n    x]", "6: data.mean[2]: must be a number; got 'x'"),
         ("dataset: toy", "dataset: toy\n  std: [1, 2, 0]", "4: data.std[2]: must be a number above 0; got 0"),
-        ("dataset: toy", "dataset: toy\n  crop_scale: 1", "4: data.crop_scale: must be a list of 2, each a number above 0 and"
+        ("dataset: toy", "dataset: toy\n  crop_scale: 1", "4: data.crop_scale: must be a list of 2, each a"
+         " number above 0 and"
          " at most 1; got 1"),
         ("dataset: toy", "dataset: toy\n  crop_scale: [.5, 1.5]",
          "4: data.crop_scale[1]: must be a number above 0 and at most 1; got 1.5"),
-        ("dataset: toy", "dataset: toy\n  crop_scale: [1, .5]", "4: data.crop_scale: must go from low to high; got [1.0, 0.5]"),
-        ("dataset: toy", "dataset: toy\n  crop_ratio: [2, .5]", "4: data.crop_ratio: must go from low to high; got [2.0, 0.5]"),
+        ("dataset: toy", "dataset: toy\n  crop_scale: [1, .5]", "4: data.crop_scale: must go from low to high;"
+         " got [1.0, 0.5]"),
+        ("dataset: toy", "dataset: toy\n  crop_ratio: [2, .5]", "4: data.crop_ratio: must go from low to high;"
+         " got [2.0, 0.5]"),
         ("dataset: toy", "dataset: toy\n  image_size: 300",
          "4: data.eval_resize: must be at least image_size (300), which is cut out of it; got 256"),
         ("dataset: toy", "dataset: toy\n  eval_resize: 200\n  image_size: 224",
@@ -160,10 +175,12 @@ def test_these_lines_have_one_problem_each(run_yaml: str) -> None:
          "4: data.shots.ranks: is needed with by: rank, such as [3, 4, 3]"),
         ("dataset: toy", "dataset: toy\n  shots: {ranks: [3, 4, 3]}",
          "4: data.shots.ranks: goes with by: rank; got by: images"),
-        ("dataset: toy", "dataset: toy\n  shots: {by: ranks}", "4: data.shots.by: must be one of images, rank; got 'ranks'"),
+        ("dataset: toy", "dataset: toy\n  shots: {by: ranks}", "4: data.shots.by: must be one of images, rank;"
+         " got 'ranks'"),
         ("name:", "cluster: {time_min: 1}\nname:", "1: cluster.signal_delay_s: must be below time_min (60 s); got 90"),
         ("name:", "cluster:\n  time_min: 24h\nname:", "2: cluster.time_min: must be a whole number above 0; got '24h'"),
-        ("name:", "cluster:\n  sbatch: {--mem: 4G}\nname:", "2: cluster.sbatch: write options without dashes in front; got"
+        ("name:", "cluster:\n  sbatch: {--mem: 4G}\nname:", "2: cluster.sbatch: write options without dashes in"
+         " front; got"
          " '--mem'"),
         ("name:", "cluster:\n  sbatch: [mem]\nname:",
          "2: cluster.sbatch: must be a mapping of names to text or a whole number or true or false; got a list of 1"),
@@ -181,17 +198,21 @@ def test_changed_line(run_yaml: str, old: str, new: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: a\n  b: 1\n", "inat.yaml:2: YAML syntax: mapping values are not allowed here (quote a text that has ': ' in it, and"
+        ("name: a\n  b: 1\n", "inat.yaml:2: YAML syntax: mapping values are not allowed here (quote a text that"
+         " has ': ' in it, and"
          " check the indentation)"),
-        ("name: a\nb: [1, 2\n", "inat.yaml:3: YAML syntax: expected ',' or ']', but got '<stream end>', while parsing a flow"
+        ("name: a\nb: [1, 2\n", "inat.yaml:3: YAML syntax: expected ',' or ']', but got '<stream end>', while"
+         " parsing a flow"
          " sequence"),
-        ("name: a\ndata:\n\tlr: 1\n", "inat.yaml:3: YAML syntax: found character '\\t' that cannot start any token, while"
+        ("name: a\ndata:\n\tlr: 1\n", "inat.yaml:3: YAML syntax: found character '\\t' that cannot start any"
+         " token, while"
          " scanning for the next token (indent with spaces, not with tabs)"),
         ("name: *a\n", "inat.yaml:1: YAML syntax: found undefined alias 'a'"),
-        ("name: a\n---\nname: b\n", "inat.yaml:2: YAML syntax: but found another document, expected a single document in the"
+        ("name: a\n---\nname: b\n", "inat.yaml:2: YAML syntax: but found another document, expected a single"
+         " document in the"
          " stream"),
         ("name: a\nb: \x00\n", "inat.yaml:2: YAML syntax: the character '\\x00' is not allowed; remove it"),
-        ("[" * 5000, "inat.yaml:1: YAML syntax: nested too deeply"),
+        ("[" * 1200, "inat.yaml:1: YAML syntax: nested too deeply"),
         ("- a\n", "inat.yaml:1: must be a mapping of keys to values, such as 'name: first_run'"),
         ("# nothing\n\nfirst_run\n", "inat.yaml:3: must be a mapping of keys to values, such as 'name: first_run'"),
     ],

@@ -34,7 +34,16 @@ def test_defaults_and_components_are_resolved(run_yaml: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("1e-3", 1e-3), ("1E3", 1e3), (".5", 0.5), ("5.", 5.0), ("+2", 2.0), ("1_000.5", 1000.5), ("7", 7.0), ("2.5e+1", 25.0)],
+    [
+        ("1e-3", 1e-3),
+        ("1E3", 1e3),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("+2", 2.0),
+        ("1_000.5", 1000.5),
+        ("7", 7.0),
+        ("2.5e+1", 25.0),
+    ],
 )
 def test_numbers_as_people_write_them(run_yaml: str, text: str, number: float) -> None:
     read = value(run_yaml, "optim.lr", f"optim.lr={text}")
