@@ -107,7 +107,8 @@ def _launch(args: argparse.Namespace, command: Sequence[str]) -> int:
         runs.discard(found)
         raise
     note_job(run, job)
-    _say(f"job {job.job_id} {'runs on this machine' if kind == 'local' else 'is in the queue'}")
+    here = f"runs on this machine, for at most {config.cluster.time_min} minutes (--time)"
+    _say(f"job {job.job_id} {here if kind == 'local' else 'is in the queue'}")
     _say(f"run folder: {run}")
     _say(f"log:        {log_path(run, job.job_id)}")
     if args.wait:

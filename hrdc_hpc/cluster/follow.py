@@ -26,8 +26,6 @@ LINE_EVERY_S = 10.0
 GONE_TWICE_S = 5.0
 """A job counts as gone when it still is after this long: a requeue shows an end state in passing."""
 
-_GROUPS = ("many", "medium", "few")
-
 
 @dataclass(frozen=True)
 class Progressed:
@@ -36,7 +34,8 @@ class Progressed:
     step: int = 0
     steps: int | None = None
     """Of the whole run; None until the first record says how long it will take."""
-    epoch: float = 0
+    epoch: int = 0
+    """Under way, counted from 0 as in the records."""
     loss: float | None = None
     images_per_s: float | None = None
     eta_s: float | None = None
@@ -57,7 +56,7 @@ class Progressed:
 
     def text(self) -> str:
         """One line for people."""
-        parts = [f"step {self.step}" + (f"/{self.steps}" if self.steps else ""), f"epoch {self.epoch:.4g}"]
+        parts = [f"step {self.step}" + (f"/{self.steps}" if self.steps else ""), f"epoch {self.epoch + 1}"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
         if self.images_per_s is not None:
@@ -225,8 +224,5 @@ def _ask(run: Path, job: Job, before: JobState, display: Display) -> JobState:
 
 def _evaluation(record: dict[str, Any]) -> str:
     averaged = " with averaged weights" if record["kind"] == "eval_ema" else ""
-    rows = [
-        f"{name} {_percent(shares['overall'])} ({', '.join(_percent(shares.get(group)) for group in _GROUPS)})"
-        for name, shares in record["accuracy"].items()
-    ]
-    return f"evaluated{averaged} at step {record['step']}: {'; '.join(rows)}  [overall (many, medium, few), %]"
+    rows = ", ".join(f"{name} {_percent(shares['overall'])}" for name, shares in record["accuracy"].items())
+    return f"evaluated{averaged} at step {record['step']}, accuracy in percent: {rows}"

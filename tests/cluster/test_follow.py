@@ -57,8 +57,8 @@ def test_progress_reckons_the_steps_from_the_time_to_finish() -> None:
     progress = Progressed().after({**TRAIN, "step": 20}, global_batch=32)
     assert progress.steps == 20 + 64 * 100 / 32
     progress = progress.after({"kind": "checkpoint", "step": 16}, 32).after({"kind": "phase", "step": 99}, 32)
-    assert progress.text() == "step 20/220  epoch 1  loss 2.0000  100 images/s  0:01:04 to go  saved at step 16"
-    assert Progressed().after({"kind": "train", "step": 3, "epoch": 0}, 32).text() == "step 3  epoch 0"
+    assert progress.text() == "step 20/220  epoch 2  loss 2.0000  100 images/s  0:01:04 to go  saved at step 16"
+    assert Progressed().after({"kind": "train", "step": 3, "epoch": 0}, 32).text() == "step 3  epoch 1"
 
 
 def test_duration() -> None:
@@ -161,7 +161,7 @@ def test_follow_goes_on_across_a_requeue_and_a_silent_controller(
     out = capsys.readouterr().out
     assert "job is PENDING (Priority)" in out
     assert "SLURM does not answer" in out
-    assert out.count("evaluated at step 20: fused 71.2 (80.0, 70.0, -)") == 1
+    assert out.count("evaluated at step 20, accuracy in percent: fused 71.2\n") == 1
     assert "step 40/" in out
     assert "fused *" in out
 
@@ -191,5 +191,5 @@ def test_the_bar_draws_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
     bar.say("evaluated [x]")
     bar.close()
     out = capsys.readouterr().out
-    assert "step 5/10  epoch 1  loss 0.5000" in out
+    assert "step 5/10  epoch 2  loss 0.5000" in out
     assert "evaluated [x]" in out

@@ -102,7 +102,7 @@ def test_a_run_to_its_end_from_its_own_snapshot(site: Site) -> None:
     launched = site.launch("--wait", "--setup", "export FROM_SETUP='it is'")
     output, _ = launched.communicate(timeout=60)
     assert launched.returncode == 0, output
-    assert "evaluated at step 8: fused 50.0 (75.0, 50.0, 25.0)" in output
+    assert "evaluated at step 8, accuracy in percent: fused 50.0" in output
     assert "fused *" in output
     assert output.splitlines()[-1] == f"run folder: {site.run}"
     code = RunFolder(site.run).code
@@ -184,16 +184,24 @@ def test_ctrl_c_saves_and_stops_a_local_run(site: Site) -> None:
         os.killpg(controller, 0)
 
 
-def test_the_entry_point_without_submitit_runs_the_same_snapshot(site: Site) -> None:
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_printed_command_without_submitit_runs_the_same_snapshot(site: Site, installed: bool) -> None:
     site.behave("finish")
+    if installed:  # an installed wheel has no jobs/ beside the package
+        shutil.rmtree(site.source / "jobs")
     prepared = site.start("--cfg", "small.yaml", "--prepare")
-    assert "train.py" in prepared.communicate(timeout=30)[0]
-    entry = str(site.source / "jobs" / "train.py")
-    done = site.start(str(site.run), command=(entry,))
-    output, _ = done.communicate(timeout=30)
-    assert done.returncode == 0, output
+    command = prepared.communicate(timeout=30)[0].splitlines()[-1]
+    assert ("train.py" in command) != installed
+    done = subprocess.run(
+        ["bash", "-c", f'srun() {{ "$@"; }}; {command}'], cwd=site.cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     assert site.saw(0)["file"] == str(RunFolder(site.run).code / "hrdc_hpc" / "engine" / "trainer.py")
     assert site.saw(0)["world_size"] == 1
+
+
+def test_the_entry_point_wants_a_run(site: Site) -> None:
+    entry = str(site.source / "jobs" / "train.py")
     nothing = site.start("runs", command=(entry,))
     assert "expected a run folder, got runs" in nothing.communicate(timeout=30)[0]
     assert nothing.returncode == 78
