@@ -1,0 +1,48 @@
+"""The exit codes of a training process and of `launch`, in one table. Torch-free.
+
+| code | meaning                                   | who acts on it                                           |
+|------|-------------------------------------------|----------------------------------------------------------|
+| 0    | done: the run folder holds the result     | nobody needs to                                          |
+| 1    | failed: the world (disk, network, a bug)  | a person; the same command resumes                       |
+| 71   | this node is bad (GPU gone, ECC error)    | a requeue elsewhere; the same command resumes            |
+| 75   | stopped early and saved: start me again   | rank 0 has asked SLURM to requeue; else the same command |
+| 78   | do not requeue: the same would come again | a person: config, data, another writer; or cancelled     |
+| 130  | `launch --wait` was left with Ctrl-C      | nobody: a SLURM job goes on, a local one saves and ends  |
+
+SLURM itself acts on none of them but 0: the job's state is COMPLETED or FAILED. 71, 75 and 78 are EX_OSERR, EX_TEMPFAIL
+and EX_CONFIG of sysexits.h.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from hrdc_hpc.record.lease import LeaseHeld, LeaseLost
+
+
+class Exit(IntEnum):
+    """What a process's exit code says to whoever started it."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_NODE = 71
+    REQUEUE = 75
+    DO_NOT_REQUEUE = 78
+    LEFT = 130
+
+
+_NODE_FAULTS = ("uncorrectable ECC error", "hardware stack error", "no CUDA-capable device", "NVLink error")
+"""In the message of a CUDA error: the device, not the program."""
+
+
+def of_error(error: BaseException) -> Exit:
+    """Return the exit code for an exception that ended training.
+
+    ValueError is the user's (config, data) and would come again; a lease that another writer holds is not to be fought
+    over; everything else is the world's.
+    """
+    if isinstance(error, ValueError | LeaseHeld | LeaseLost):
+        return Exit.DO_NOT_REQUEUE
+    if isinstance(error, RuntimeError) and any(fault in str(error) for fault in _NODE_FAULTS):
+        return Exit.BAD_NODE
+    return Exit.FAILED

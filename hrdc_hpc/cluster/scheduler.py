@@ -1,0 +1,72 @@
+"""What SLURM says of a job, and asking it to requeue one; by its command-line programs. Torch-free."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+
+from hrdc_hpc.cluster.signals import shielded
+
+TIMEOUT_S = 20
+"""How long one call may take; a busy controller answers in seconds."""
+
+
+class SchedulerError(RuntimeError):
+    """SLURM cannot be asked, or refused."""
+
+
+class NoSuchJob(SchedulerError):
+    """SLURM does not know the job (any more)."""
+
+
+def call(program: str, *args: str) -> str:
+    """Run a SLURM program, shielded from stop signals; its standard output. Raises SchedulerError, NoSuchJob."""
+    path = shutil.which(program)
+    if path is None:
+        raise SchedulerError(f"{program} is not on the PATH")
+    command = f"{program} {' '.join(args)}"
+    try:
+        with shielded():
+            done = subprocess.run(
+                [path, *args], capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
+            )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SchedulerError(f"{command}: {error}") from error
+    if done.returncode == 0:
+        return done.stdout
+    kind = NoSuchJob if "invalid job id" in done.stderr.lower() else SchedulerError
+    raise kind(f"{command}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+
+
+def show_job(job_id: str) -> dict[str, str]:
+    """`scontrol show job`, e.g. {'JobState': 'RUNNING', 'PreemptTime': 'None', ...}; the first of a key's values."""
+    fields: dict[str, str] = {}
+    for key, value in re.findall(r"(\S+?)=(\S*)", call("scontrol", "--oneliner", "show", "job", job_id)):
+        fields.setdefault(key, value)
+    return fields
+
+
+def queue_state(job_id: str) -> tuple[str, str]:
+    """State and reason of a job, e.g. ('PENDING', 'Resources'). Raises NoSuchJob once SLURM has forgotten it."""
+    lines = call("squeue", "--noheader", "--states=all", "--format=%T|%r", f"--jobs={job_id}").splitlines()
+    if not lines:
+        raise NoSuchJob(f"job {job_id} is not in the queue")
+    state, _, reason = lines[0].strip().partition("|")
+    return state, reason
+
+
+def requeue(job_id: str, tries: int = 4, pause_s: float = 2.0) -> None:
+    """Put a running job back into the queue; asks again while the controller restarts. Raises SchedulerError."""
+    for left in reversed(range(tries)):
+        try:
+            call("scontrol", "requeue", job_id)
+        except NoSuchJob:
+            raise
+        except SchedulerError:
+            if not left:
+                raise
+            time.sleep(pause_s)
+        else:
+            return

@@ -1,0 +1,199 @@
+"""From a config to a job: submitit's executors and the exact sbatch text. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import SlurmExecutor
+
+from hrdc_hpc.cluster import local
+from hrdc_hpc.cluster.jobs import Job, Kind
+from hrdc_hpc.cluster.places import RENDEZVOUS, forget_torch_variables
+from hrdc_hpc.cluster.task import TrainTask
+from hrdc_hpc.config.schema import Cluster, RunConfig
+from hrdc_hpc.record.folder import RunFolder
+
+_OWN_OPTIONS = {
+    "partition": "partition", "nodes": "nodes", "gpus-per-node": "gpus_per_node", "ntasks-per-node": "ranks_per_node",
+    "ntasks": "ranks_per_node", "cpus-per-task": "cpus_per_rank", "mem": "mem_gb", "time": "time_min",
+    "signal": "signal_delay_s", "account": "account", "qos": "qos", "constraint": "constraint",
+    "array": "array_parallelism",
+}  # fmt: skip
+"""sbatch options that are fields of `cluster`: given twice they would contradict each other."""
+_NOT_OURS_TO_CHANGE = ("output", "error", "open-mode", "job-name", "chdir", "wrap", "export")
+
+
+class SubmissionRefused(RuntimeError):
+    """The scheduler did not take the job."""
+
+
+class _Slurm(SlurmExecutor):  # type: ignore[misc, unused-ignore]
+    """submitit's executor; may be made where there is no SLURM, to print what it would submit."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Return that it is usable: `submit` looks for sbatch itself."""
+        return 2
+
+    def sbatch_text(self) -> str:
+        """Return the text that is handed to sbatch; the same function writes it at submission."""
+        text: str = self._make_submission_file_text(self._submitit_command_str, uid="")
+        return text
+
+
+def ranks_per_node(cluster: Cluster) -> int:
+    """Processes per node: as set, else one per GPU, else one."""
+    return cluster.ranks_per_node or cluster.gpus_per_node or 1
+
+
+def check(kind: Kind, config: RunConfig, run: Path) -> None:
+    """Raise ValueError for what submission could not carry out, before anything is made."""
+    if bad := sorted({character for character in str(run) if character in ":%\\" or not character.isprintable()}):
+        raise ValueError(
+            f"run folder {str(run)!r}: its path must not contain {' '.join(map(repr, bad))} (':' separates Python's"
+            " search paths, '%' and '\\' are special in SLURM's log names); choose another --out-dir"
+        )
+    if kind == "slurm":
+        _sbatch_options(config)
+    elif config.cluster.nodes > 1:
+        raise ValueError(
+            f"cluster.nodes: {config.cluster.nodes}, but --cluster local is this machine alone; add --nodes 1"
+            " (--ranks-per-node sets the number of processes)"
+        )
+    else:
+        local.visible_gpus(config.cluster.gpus_per_node, os.environ)
+
+
+def sbatch_text(config: RunConfig, run: Path) -> str:
+    """Return the exact text that `submit` hands to sbatch. Writes nothing."""
+    return _slurm_executor(config, run).sbatch_text()
+
+
+def local_text(config: RunConfig, run: Path) -> str:
+    """Return what a local launch starts, as shell lines for the reader. Writes nothing."""
+    setup = "".join(f"{line}\n" for line in config.cluster.setup)
+    environ = {**_job_environ(run, {}), "CUDA_VISIBLE_DEVICES": _gpus(config)}
+    words = " ".join(f"{key}={shlex.quote(value)}" for key, value in environ.items())
+    ranks = ranks_per_node(config.cluster)
+    return (
+        f"# {ranks} rank{'s'[: ranks > 1]} on this machine, at most {config.cluster.time_min} minutes, each:\n"
+        f"{setup}{words} {_slurm_executor(config, run)._submitit_command_str}\n"
+    )
+
+
+def submit(kind: Kind, config: RunConfig, run: Path) -> Job:
+    """Hand the run to the scheduler, or start it here. Raises SubmissionRefused with the scheduler's words."""
+    folder = RunFolder(run)
+    folder.logs.mkdir(exist_ok=True)
+    shutil.rmtree(
+        run / RENDEZVOUS, ignore_errors=True
+    )  # process and job numbers come again; a stale meeting point misleads
+    task = TrainTask(str(run))
+    if kind == "local":
+        executor: Any = local.Executor(folder.logs, _job_environ(run, os.environ))
+        executor.update_parameters(
+            tasks_per_node=ranks_per_node(config.cluster),
+            gpus_per_node=config.cluster.gpus_per_node,
+            timeout_min=config.cluster.time_min,
+            signal_delay_s=config.cluster.signal_delay_s,
+            setup=config.cluster.setup,
+        )
+        return Job(kind, executor.submit(task).job_id)
+    executor = _slurm_executor(config, run)
+    try:
+        with _outside_of_any_job():
+            return Job(kind, executor.submit(task).job_id)
+    except (FailedJobError, FailedSubmissionError, OSError) as error:
+        raise SubmissionRefused(f"sbatch did not take the job: {str(error).strip()}") from error
+
+
+def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
+    cluster = config.cluster
+    ranks = ranks_per_node(cluster)
+    code = shlex.quote(str(RunFolder(run).code))
+    executor = _Slurm(RunFolder(run).logs)
+    given = {
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "mem": f"{cluster.mem_gb}GB" if cluster.mem_gb else None,
+        "gpus_per_node": cluster.gpus_per_node or None,
+    }
+    executor.update_parameters(
+        **{key: value for key, value in given.items() if value is not None},
+        job_name=config.name,
+        nodes=cluster.nodes,
+        ntasks_per_node=ranks,
+        cpus_per_task=cluster.cpus_per_rank,
+        time=cluster.time_min,  # an integer: submitit's own handler would fail on a string
+        signal_delay_s=cluster.signal_delay_s,
+        array_parallelism=cluster.array_parallelism,
+        wckey=None,  # some sites reject any
+        stderr_to_stdout=True,
+        # a crashed rank must not leave its peers hanging; srun of SLURM 22.05 to 23.11 ignores the job's CPUs per task
+        srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_rank}"],
+        # after the user's lines: a module may set PYTHONPATH
+        setup=[
+            *cluster.setup,
+            f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+            "export PYTHONSAFEPATH=1  # or python -m would put the working directory in front",
+        ],
+        additional_parameters=_sbatch_options(config),
+    )
+    return executor
+
+
+def _sbatch_options(config: RunConfig) -> dict[str, str | int | bool]:
+    """Our own options and the user's, which may override --requeue and --comment; a value of false leaves one out."""
+    chosen: dict[str, str | int | bool] = {"requeue": True, "comment": f"hrdc_hpc {config.name}"}
+    for given, value in config.cluster.sbatch.items():
+        option = given.strip("-").replace("_", "-")
+        if option in _OWN_OPTIONS:
+            raise ValueError(
+                f"cluster.sbatch.{given}: set cluster.{_OWN_OPTIONS[option]} instead, which has a flag of its own"
+            )
+        if option in _NOT_OURS_TO_CHANGE or not option.replace("-", "").isalnum():
+            raise ValueError(f"cluster.sbatch.{given}: cannot be set; the launcher needs its own")
+        if "\n" in str(value):
+            raise ValueError(f"cluster.sbatch.{given}: must be one line, got {value!r}")
+        if option == "no-requeue" and value:
+            chosen.pop("requeue", None)
+        chosen[option] = value
+    return {option: value for option, value in chosen.items() if value is not False}
+
+
+def _gpus(config: RunConfig) -> str:
+    return local.visible_gpus(config.cluster.gpus_per_node, os.environ)
+
+
+def _job_environ(run: Path, base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of local ranks: they import the run's snapshot, whatever lies in the working directory."""
+    environ = {key: value for key, value in base.items() if not key.startswith(("SUBMITIT_", "SLURM_"))}
+    forget_torch_variables(environ)
+    search = [str(RunFolder(run).code), *filter(None, [base.get("PYTHONPATH")])]
+    return environ | {"PYTHONPATH": os.pathsep.join(search), "PYTHONSAFEPATH": "1"}
+
+
+@contextmanager
+def _outside_of_any_job() -> Iterator[None]:
+    """Submit from inside a job as if from a login node: sbatch takes SLURM_NTASKS and the like for options.
+
+    submitit's clean_env does the same and more: it also hides SLURM_CONF and the user's SBATCH_ defaults.
+    """
+    hidden = {}
+    if "SLURM_JOB_ID" in os.environ:
+        hidden = {
+            key: os.environ.pop(key) for key in list(os.environ) if key.startswith("SLURM_") and key != "SLURM_CONF"
+        }
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)

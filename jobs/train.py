@@ -1,0 +1,10 @@
+"""Train a prepared run without submitit: `srun python jobs/train.py RUN` in a batch script, or as a single process."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(*sys.argv[1:2], "code").absolute()))  # every attempt runs the run's own snapshot
+    from hrdc_hpc.cluster.task import main
+
+    main(sys.argv[1:])

@@ -1,0 +1,195 @@
+"""What a follower reads and shows, from files as a run writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hrdc_hpc.cluster import follow as following
+from hrdc_hpc.cluster.ends import log_path, note_end
+from hrdc_hpc.cluster.follow import Lines, MetricsTail, Progressed, duration, follow
+from hrdc_hpc.cluster.jobs import Job, JobState
+from hrdc_hpc.cluster.results import TAIL_LINES, failure, print_result, root_cause
+from hrdc_hpc.cluster.scheduler import SchedulerError
+from hrdc_hpc.record.folder import RunFolder
+
+SUMMARY: dict[str, Any] = {
+    "step": 80, "epoch": 4, "primary": "fused",
+    "accuracy": {
+        "head": {"overall": 0.5, "many": 0.9, "medium": 0.5, "few": None},
+        "fused": {"overall": 0.71249, "many": 0.8, "medium": 0.7, "few": None},
+    },
+    "accuracy_ema": {"fused": {"overall": 1.0, "many": 1.0, "medium": 1.0, "few": None}},
+}  # fmt: skip
+TRAIN = {"kind": "train", "epoch": 1, "loss": 2.0, "images_per_s": 100.0, "eta_s": 64.0}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return RunFolder.create(tmp_path / "a run", config_text="x: 1\n", manifest={}).path
+
+
+def write(run: Path, attempt: int, *records: Mapping[str, Any], end: str = "\n") -> None:
+    with (run / "metrics" / f"attempt-{attempt}.jsonl").open("a") as file:
+        file.write("\n".join(json.dumps(record) for record in records) + end)
+
+
+def test_the_tail_gives_each_whole_line_once_and_attempts_in_order(run: Path) -> None:
+    tail = MetricsTail(run / "metrics")
+    assert list(tail.new()) == []
+    write(run, 10, {"n": 3})
+    write(run, 9, {"n": 1}, {"n": 2}, end="")  # the last line is still being written
+    assert list(tail.new()) == [{"n": 1}, {"n": 3}]
+    write(run, 9, {}, end="")
+    assert [r for r in tail.new()] == []
+    with (run / "metrics" / "attempt-9.jsonl").open("a") as file:
+        file.write("\n")
+    assert list(tail.new()) == []  # '{"n": 2}{}' was torn by a kill, and is left out
+    write(run, 10, {"n": 4})
+    assert list(tail.new()) == [{"n": 4}]
+
+
+def test_progress_reckons_the_steps_from_the_time_to_finish() -> None:
+    progress = Progressed().after({**TRAIN, "step": 20}, global_batch=32)
+    assert progress.steps == 20 + 64 * 100 / 32
+    progress = progress.after({"kind": "checkpoint", "step": 16}, 32).after({"kind": "phase", "step": 99}, 32)
+    assert progress.text() == "step 20/220  epoch 2  loss 2.0000  100 images/s  0:01:04 to go  saved at step 16"
+    assert Progressed().after({"kind": "train", "step": 3, "epoch": 0}, 32).text() == "step 3  epoch 1"
+
+
+def test_duration() -> None:
+    assert [duration(s) for s in (0, 61.4, 4210)] == ["0:00:00", "0:01:01", "1:10:10"]
+
+
+def test_the_result_is_a_table_with_every_prediction(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(SUMMARY, run)
+    out = capsys.readouterr().out
+    rows = {
+        cells[0].strip(): [cell.strip() for cell in cells[1:]]
+        for line in out.splitlines()
+        if (cells := line.split("│")[1:-1])
+    }
+    assert rows["head"] == ["50.00", "90.00", "50.00", "-"]
+    assert rows["fused *"] == ["71.25", "80.00", "70.00", "-"]
+    assert rows["averaged weights: fused"] == ["100.00", "100.00", "100.00", "-"]
+    assert out.splitlines()[-1] == f"run folder: {run}"
+
+
+def end(code: int, time: float, rank: int | None = 0, start: int = 0) -> dict[str, Any]:
+    return {"code": code, "time": time, "rank": rank, "restart_count": start}
+
+
+def test_the_root_cause_is_the_kill_then_the_first_error_then_the_stop() -> None:
+    killed, first, second, stop = end(-9, 3.0, 1), end(1, 1.0, 0), end(78, 2.0, 2), end(75, 4.0)
+    assert root_cause([first, second, killed]) is killed
+    assert root_cause([second, first]) is first
+    assert root_cause([stop]) is stop
+    assert root_cause([]) is None
+    again = end(1, 9.0, 3, start=1)
+    assert root_cause([first, killed, again]) is again  # only the last start counts
+
+
+def test_failure_shows_the_failing_ranks_log(run: Path) -> None:
+    note_end(run, job_id="7", rank=1, code=78, reason="ValueError: no such folder")
+    note_end(run, job_id="8", rank=0, code=1, reason="another job")
+    log_path(run, "7", 1).write_text("".join(f"line {n}\n" for n in range(100)))
+    text, code = failure(run, "7", "FAILED")
+    assert code == 78
+    lines = text.splitlines()
+    assert "rank 1" in lines[0]
+    assert "ValueError: no such folder" in lines[0]
+    assert str(log_path(run, "7", 1)) in lines[1]
+    assert lines[2:] == [f"  line {n}" for n in range(100 - TAIL_LINES, 100)]
+
+
+def test_failure_of_a_job_that_left_no_word(run: Path) -> None:
+    write(run, 1, {"kind": "end", "step": 5, "reason": "SIGTERM"})
+    text, code = failure(run, "7", "OUT_OF_MEMORY")
+    assert code == 1
+    assert "OUT_OF_MEMORY" in text
+    assert "SIGTERM" in text
+
+
+class Scripted:
+    """A scheduler and a clock: each question gets the next answer, time passes only in sleep."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
+        self.now, self.answers = 1000.0, list(answers)
+        monkeypatch.setattr(following.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(following.time, "sleep", self.sleep)
+        monkeypatch.setattr(following, "job_state", self.ask)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def ask(self, _run: Path, _job: Job) -> JobState:
+        answer = self.answers.pop(0)
+        if callable(answer):
+            answer = answer()
+        if isinstance(answer, Exception):
+            raise answer
+        return JobState(*answer)
+
+
+def test_follow_goes_on_across_a_requeue_and_a_silent_controller(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = {"kind": "eval", "step": 20, "epoch": 1, "accuracy": {"fused": SUMMARY["accuracy"]["fused"]}}
+
+    def first_attempt() -> tuple[str, str]:
+        write(run, 1, {**TRAIN, "step": 20}, evaluation)
+        return "running", "RUNNING"
+
+    def second_attempt() -> tuple[str, str]:
+        write(run, 2, evaluation, {**TRAIN, "step": 40})  # the evaluation again, after a rollback
+        return "running", "RUNNING"
+
+    def finish() -> tuple[str, str]:
+        RunFolder(run).write_summary(SUMMARY)
+        return "running", "RUNNING"
+
+    script = Scripted(
+        monkeypatch, ("queued", "PENDING (Priority)"), first_attempt, ("gone", "FAILED"),
+        ("queued", "PENDING (BeginTime)"), SchedulerError("Unable to contact slurm controller"), second_attempt, finish,
+    )  # fmt: skip
+    assert follow(run, Job("slurm", "7"), 32, Lines()) == 0
+    assert script.answers == []
+    out = capsys.readouterr().out
+    assert "job is PENDING (Priority)" in out
+    assert "SLURM does not answer" in out
+    assert out.count("evaluated at step 20, accuracy in percent: fused 71.2\n") == 1
+    assert "step 40/" in out
+    assert "fused *" in out
+
+
+def test_follow_ends_with_the_code_of_a_job_that_is_gone_for_good(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note_end(run, job_id="7", rank=0, code=78, reason="cancelled")
+    Scripted(monkeypatch, ("running", "RUNNING"), ("gone", "CANCELLED"), ("gone", "CANCELLED"))
+    assert follow(run, Job("slurm", "7"), 32, Lines()) == 78
+    assert "cancelled (exit code 78; CANCELLED)" in capsys.readouterr().out
+
+
+def test_a_stopped_run_says_how_to_go_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note_end(run, job_id="7", rank=0, code=75, reason="stopped by SIGTERM")
+    Scripted(monkeypatch, ("gone", "ended"))
+    assert follow(run, Job("local", "7"), 32, Lines()) == 75
+    assert "the same command goes on from the last checkpoint" in capsys.readouterr().out
+
+
+def test_the_bar_draws_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    bar = following.Bar()
+    bar.show(Progressed(step=5, steps=10, epoch=1, loss=0.5), "running")
+    bar.say("evaluated [x]")
+    bar.close()
+    out = capsys.readouterr().out
+    assert "step 5/10  epoch 2  loss 0.5000" in out
+    assert "evaluated [x]" in out

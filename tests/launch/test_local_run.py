@@ -1,0 +1,207 @@
+"""Real launches on this machine through submitit, of a copy of the package in which training is a small fake."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hrdc_hpc
+from hrdc_hpc.cluster.ends import log_path
+from hrdc_hpc.cluster.jobs import last_job
+from hrdc_hpc.record.folder import RunFolder
+
+PACKAGE = Path(hrdc_hpc.__file__).parent
+CONFIG = """
+name: small
+data: {dataset: digits_lt, image_size: 24}
+model: {backbone: tiny}
+method: hrdc
+optim: {epochs: 2, global_batch: 32}
+cluster: {ranks_per_node: 2, time_min: 5}
+"""
+Launch = Callable[..., subprocess.Popen[str]]
+
+
+class Site:
+    """A source tree with the fake training, and a working directory with a hostile name."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.source = tmp_path / "source"
+        self.cwd = tmp_path / 'it\'s a "place"'
+        self.run = self.cwd / "runs" / "small"
+        self.trainer = self.source / "hrdc_hpc" / "engine" / "trainer.py"
+        shutil.copytree(PACKAGE, self.source / "hrdc_hpc", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PACKAGE.parent / "jobs", self.source / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(Path(__file__).parents[1] / "support" / "fake_train.py", self.trainer)
+        (self.cwd / "runs").mkdir(parents=True)
+        (self.cwd / "small.yaml").write_text(CONFIG)
+        # what lies in the working directory must not be imported by the job
+        (self.cwd / "hrdc_hpc").symlink_to(self.source / "hrdc_hpc")
+        self.started: list[subprocess.Popen[str]] = []
+
+    def behave(self, how: str) -> None:
+        (self.cwd / "runs" / "behave").write_text(how)
+
+    def start(self, *arguments: str, command: tuple[str, ...] = ("-m", "hrdc_hpc.launch")) -> subprocess.Popen[str]:
+        ours = {"PYTHONPATH": str(self.source), "PYTHONSAFEPATH": "1", "MASTER_ADDR": "elsewhere", "RANK": "7"}
+        process = subprocess.Popen(
+            [sys.executable, *command, *arguments], cwd=self.cwd, text=True, env=os.environ | ours,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def launch(self, *arguments: str) -> subprocess.Popen[str]:
+        return self.start("--cfg", "small.yaml", "--cluster", "local", *arguments)
+
+    def saw(self, rank: int) -> dict[str, Any]:
+        seen: dict[str, Any] = json.loads((self.run / f"saw-{rank}.json").read_text())
+        return seen
+
+    def wait_for_ranks(self) -> int:
+        """Wait until both fake ranks wait for each other; process id of their controller."""
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            job = last_job(self.run) if self.run.exists() else None
+            if job and all("waiting" in _text(log_path(self.run, job.job_id, rank)) for rank in (0, 1)):
+                return int(job.job_id)
+            time.sleep(0.05)
+        pytest.fail("the ranks did not start")
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    for process in made.started:
+        process.kill()
+        process.communicate()
+    job = last_job(made.run) if made.run.exists() else None
+    if job:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(job.job_id), signal.SIGKILL)
+
+
+def test_a_run_to_its_end_from_its_own_snapshot(site: Site) -> None:
+    site.behave("finish")
+    launched = site.launch("--wait", "--setup", "export FROM_SETUP='it is'")
+    output, _ = launched.communicate(timeout=60)
+    assert launched.returncode == 0, output
+    assert "evaluated at step 8, accuracy in percent: fused 50.0" in output
+    assert "fused *" in output
+    assert output.splitlines()[-1] == f"run folder: {site.run}"
+    code = RunFolder(site.run).code
+    for rank in (0, 1):
+        seen = site.saw(rank)
+        assert seen["file"] == str(code / "hrdc_hpc" / "engine" / "trainer.py")
+        assert seen["python_path"][0] == str(code)
+        assert seen["torch_variables"] == []
+        assert (seen["world_size"], seen["gpus"], seen["setup"]) == (2, "", "it is")
+    assert site.saw(0)["rendezvous"] == site.saw(1)["rendezvous"]
+    log = log_path(site.run, site.saw(0)["job"]["job_id"]).read_text()
+    assert f"code {code / 'hrdc_hpc' / '__init__.py'}" in log
+    again = site.launch()
+    assert "is finished" in again.communicate(timeout=30)[0]
+    assert again.returncode == 0
+
+
+def test_a_rank_with_bad_data_gives_its_code_and_its_log(site: Site) -> None:
+    site.behave("bad data")
+    launched = site.launch("--wait")
+    output, _ = launched.communicate(timeout=60)
+    assert launched.returncode == 78, output
+    assert "rank 1 on" in output
+    assert "ValueError: data.dataset: no such image" in output
+    job = last_job(site.run)
+    assert job
+    assert f"lines of {log_path(site.run, job.job_id, 1)}:" in output
+    assert 'raise ValueError("data.dataset: no such image")' in output
+
+
+def test_a_killed_rank_is_told_from_its_peers_errors(site: Site) -> None:
+    site.behave("killed")
+    launched = site.launch("--wait")
+    output, _ = launched.communicate(timeout=60)
+    assert launched.returncode == 128 + signal.SIGKILL, output
+    assert "killed by SIGKILL" in output
+
+
+def test_a_local_run_outlives_its_launcher_stops_on_a_signal_and_resumes_on_the_first_code(site: Site) -> None:
+    site.behave("wait for a stop")
+    launched = site.launch()
+    output, _ = launched.communicate(timeout=30)
+    assert launched.returncode == 0, output
+    controller = site.wait_for_ranks()
+    assert f"kill -TERM {controller}" in output
+    assert f"--follow '{site.run}'".replace("it's", "it'\"'\"'s") in output
+
+    refused = site.launch()
+    assert f"job {controller} of this run is running on this machine" in refused.communicate(timeout=30)[0]
+    assert refused.returncode == 78
+
+    follower = site.start("--follow", str(site.run))
+    os.kill(controller, signal.SIGTERM)
+    text, _ = follower.communicate(timeout=30)
+    assert follower.returncode == 75, text
+    assert "stopped by SIGTERM" in text
+    assert "goes on from the last checkpoint" in text
+
+    site.behave("finish")
+    site.trainer.write_text(site.trainer.read_text().replace('MARKER = "first"', 'MARKER = "second"'))
+    (RunFolder(site.run).metrics / "attempt-1.jsonl").touch()
+    resumed = site.launch("--wait")
+    text, _ = resumed.communicate(timeout=60)
+    assert resumed.returncode == 0, text
+    assert "differs from the present one in 1 files (hrdc_hpc/engine/trainer.py)" in text
+    assert site.saw(0)["marker"] == "first"
+
+
+def test_ctrl_c_saves_and_stops_a_local_run(site: Site) -> None:
+    site.behave("wait for a stop")
+    launched = site.launch("--wait")
+    controller = site.wait_for_ranks()
+    launched.send_signal(signal.SIGINT)
+    output, _ = launched.communicate(timeout=30)
+    assert launched.returncode == 130, output
+    assert "stopping the run: it saves first" in output
+    assert "stopped by SIGTERM" in output
+    with pytest.raises(ProcessLookupError):
+        os.killpg(controller, 0)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_printed_command_without_submitit_runs_the_same_snapshot(site: Site, installed: bool) -> None:
+    site.behave("finish")
+    if installed:  # an installed wheel has no jobs/ beside the package
+        shutil.rmtree(site.source / "jobs")
+    prepared = site.start("--cfg", "small.yaml", "--prepare")
+    command = prepared.communicate(timeout=30)[0].splitlines()[-1]
+    assert ("train.py" in command) != installed
+    done = subprocess.run(
+        ["bash", "-c", f'srun() {{ "$@"; }}; {command}'], cwd=site.cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert site.saw(0)["file"] == str(RunFolder(site.run).code / "hrdc_hpc" / "engine" / "trainer.py")
+    assert site.saw(0)["world_size"] == 1
+
+
+def test_the_entry_point_wants_a_run(site: Site) -> None:
+    entry = str(site.source / "jobs" / "train.py")
+    nothing = site.start("runs", command=(entry,))
+    assert "expected a run folder, got runs" in nothing.communicate(timeout=30)[0]
+    assert nothing.returncode == 78

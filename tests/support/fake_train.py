@@ -1,0 +1,61 @@
+"""Stands in for hrdc_hpc/engine/trainer.py in a copy of the package: no torch; does what a note says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hrdc_hpc.engine.place import Place, Stop
+from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.metrics import MetricsWriter
+
+MARKER = "first"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """As the real one."""
+
+    finished: bool
+    reason: str
+    step: int
+
+
+def train(run: Path, place: Place, stop: Stop) -> Outcome:
+    """Leave a trace of what this rank saw, then behave as told by run/../behave."""
+    seen = {
+        "file": __file__, "marker": MARKER, "world_size": place.world_size, "job": place.job, "python_path": sys.path,
+        "torch_variables": [name for name in ("MASTER_ADDR", "RANK") if name in os.environ],
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "setup": os.environ.get("FROM_SETUP"),
+        "rendezvous": str(place.rendezvous),
+    }  # fmt: skip
+    (run / f"saw-{place.rank}.json").write_text(json.dumps(seen))
+    behave = (run.parent / "behave").read_text()
+    if behave == "bad data" and place.rank == 1:
+        raise ValueError("data.dataset: no such image")
+    if behave == "killed" and place.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behave != "finish":  # a collective that waits for its peers
+        print("waiting", flush=True)
+        while stop.reason() is None:
+            time.sleep(0.02)
+        return Outcome(False, stop.reason() or "", 3)
+    if place.rank == 0:
+        _write_results(run)
+    return Outcome(True, "finished", 8)
+
+
+def _write_results(run: Path) -> None:
+    folder, shares = RunFolder(run), {"overall": 0.5, "many": 0.75, "medium": 0.5, "few": 0.25}
+    metrics = MetricsWriter(folder, 1)
+    metrics.write("train", 8, epoch=1, loss=1.5, images_per_s=64.0, eta_s=0.0)
+    metrics.write("eval", 8, epoch=1, accuracy={"fused": shares}, seconds=0.1)
+    metrics.write("checkpoint", 8, seconds=0.1, stall_s=0.0, bytes=1)
+    metrics.close()
+    summary = {"step": 8, "epoch": 1, "primary": "fused", "accuracy": {"fused": shares}, "accuracy_ema": None}
+    folder.write_summary(summary)
