@@ -222,7 +222,7 @@ def _compare(name: str, found: str, written: str) -> None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn a missing or unreadable file into Damaged. A file system that does not answer is no damage: its error stays."""
+    """Turn a missing or unreadable file into Damaged; other errors, of a server that does not answer, stay."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
