@@ -27,8 +27,8 @@ def make(loss: Component | None = None) -> Method:
 def test_loss() -> None:
     logits_BC, labels_B = make_batch(9)
 
-    def network(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return images.flatten(1), {"plain": tensor(logits_BC)}
+    def network(images_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return images_BCHW.flatten(1), {"plain": tensor(logits_BC)}
 
     inputs = {"main": Inputs(torch.zeros(9, 3, 4, 4), torch.from_numpy(labels_B))}
     for loss, factors_C in (

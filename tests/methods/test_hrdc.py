@@ -43,8 +43,8 @@ def inputs(labels: Tensor) -> dict[str, Inputs]:
 
 
 def network_of(plain: Tensor, reweighted: Tensor) -> Any:
-    def network(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return images.flatten(1), {"plain": plain, "reweighted": reweighted}
+    def network(images_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return images_BCHW.flatten(1), {"plain": plain, "reweighted": reweighted}
 
     return network
 

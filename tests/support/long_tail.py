@@ -38,7 +38,7 @@ def make_batch(images: int, classes: int = len(COUNTS), seed: int = 0) -> tuple[
     return logits_BC, random.integers(classes, size=images)
 
 
-def context(labels_B: NDArray[np.int64], part: slice = slice(None), **scalars: float) -> StepContext:
+def context(labels_B: NDArray[np.int64], part: slice = slice(None), /, **scalars: float) -> StepContext:
     """Context of one piece of a global batch whose labels are `labels_B`."""
     counts_C = torch.bincount(torch.from_numpy(labels_B), minlength=len(COUNTS)).float()
     reduction = Reduction(len(labels_B), torch.ones(len(labels_B[part])), counts_C)
