@@ -15,6 +15,7 @@ from hrdc_hpc.config.types import Component
 from hrdc_hpc.losses import cdt, hierarchical
 from hrdc_hpc.losses.base import Reduction, StepContext
 from hrdc_hpc.methods.base import Inputs, Method
+from hrdc_hpc.methods.fusion import fuse_logits, fuse_probabilities
 from hrdc_hpc.methods.hrdc import Hrdc, Options
 
 from long_tail import (
@@ -215,6 +216,16 @@ def test_fusions_by_definition() -> None:
     for predictions in (probabilities, by_logits):
         assert torch.equal(predictions["fused_tail"], predictions["reweighted"])
         assert torch.equal(predictions["fused_head"], predictions["plain"])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_fusion_at_any_weight_of_half_precision_logits(weight: float) -> None:
+    plain, reweighted = logits_of_both(torch.bfloat16).values()
+    exact = [logits.double().numpy() for logits in (plain, reweighted)]
+    probabilities = weight * np.exp(log_softmax(exact[0])) + (1 - weight) * np.exp(log_softmax(exact[1]))
+    np.testing.assert_allclose(fuse_probabilities(plain, reweighted, weight), probabilities, rtol=1e-5)
+    fused = np.exp(log_softmax(weight * exact[0] + (1 - weight) * exact[1]))
+    np.testing.assert_allclose(fuse_logits(plain, reweighted, weight), fused, rtol=1e-5)
 
 
 def test_inference_never_divides_by_the_factors() -> None:
