@@ -14,16 +14,18 @@ from pydantic import Field
 from hrdc_hpc.config.types import (
     OPERATIONAL,
     Component,
-    Fraction,
     Kind,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Rule,
+    demand,
     options,
 )
 
-Channels = tuple[float, float, float]
+Share = Annotated[float, Field(gt=0, le=1)]
+"""A fraction above 0."""
 
 
 @options
@@ -39,6 +41,26 @@ class Levels:
     ranks: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
     """by rank: classes in each group; must add up to the number of classes."""
 
+    def __post_init__(self) -> None:
+        """Refuse groups that overlap, and a setting of the kind that is not in use."""
+        demand(
+            Rule(
+                "last_under",
+                self.by == "rank" or self.last_under <= self.first_over + 1,
+                f"must be at most first_over + 1 ({self.first_over + 1}), or a class falls into two groups;"
+                f" got {self.last_under}",
+                also="first_over",
+            ),
+            Rule(
+                "ranks",
+                (self.by == "rank") == (self.ranks is not None),
+                "is needed with by: rank, such as [3, 4, 3]"
+                if self.ranks is None
+                else "goes with by: rank; got by: images",
+                also="by",
+            ),
+        )
+
 
 @options
 class Loader:
@@ -50,6 +72,11 @@ class Loader:
     """Batches decoded ahead."""
     decoder: Literal["auto", "cpu", "gpu"] = "auto"
     """Where JPEGs are decoded; auto: on the GPU if the rank has one."""
+
+
+def _ordered(field: str, low_high: tuple[float, float]) -> Rule:
+    low, high = low_high
+    return Rule(field, low <= high, f"must go from low to high; got [{low}, {high}]")
 
 
 @options
@@ -64,7 +91,7 @@ class Data:
     """Many-, medium- and few-shot classes of the report; never changes with the method."""
     image_size: PositiveInt = 224
     """Side of the square that the network sees, pixels."""
-    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)
     """Random resized crop: range of the crop's share of the image's area."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     """Random resized crop: range of width / height."""
@@ -72,13 +99,26 @@ class Data:
     """Mirror every second training image, at random."""
     eval_resize: PositiveInt = 256
     """Evaluation: shorter side before the centre crop of image_size, pixels."""
-    mean: Channels = (0.485, 0.456, 0.406)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Per-channel mean that is subtracted, on the scale of 0 to 1 (RGB)."""
-    std: Channels = (0.229, 0.224, 0.225)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     """Per-channel standard deviation that is divided by (RGB)."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An image that cannot be decoded: stop the run and name it, or give it weight 0 and count it."""
     loader: Annotated[Loader, OPERATIONAL] = Loader()
+
+    def __post_init__(self) -> None:
+        """Refuse ranges that are upside down and a centre crop that does not fit."""
+        demand(
+            _ordered("crop_scale", self.crop_scale),
+            _ordered("crop_ratio", self.crop_ratio),
+            Rule(
+                "eval_resize",
+                self.eval_resize >= self.image_size,
+                f"must be at least image_size ({self.image_size}), which is cut out of it; got {self.eval_resize}",
+                also="image_size",
+            ),
+        )
 
 
 @options
@@ -101,7 +141,7 @@ class Optim:
     """Peak learning rate, at `lr_batch` images per step."""
     lr_batch: PositiveInt | None = None
     """The rate is multiplied by global_batch / lr_batch; unset: taken as it is."""
-    momentum: Fraction = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 1e-4
     schedule: Annotated[Component, Kind("hrdc_hpc.engine.schedules")] = Component("cosine")
@@ -111,6 +151,24 @@ class Optim:
     """Decay per step of the exponential moving average of the weights; unset: none is kept."""
     accumulation: Annotated[PositiveInt, OPERATIONAL] = 1
     """Forward-backward passes per step and rank; the rank's share of the batch is cut into as many pieces."""
+
+    def __post_init__(self) -> None:
+        """Refuse a warm-up without an end, an empty piece of a batch and what SGD refuses."""
+        demand(
+            Rule(
+                "warmup_epochs",
+                self.warmup_epochs < self.epochs,
+                f"must be below epochs ({self.epochs}), which it is part of; got {self.warmup_epochs}",
+                also="epochs",
+            ),
+            Rule(
+                "accumulation",
+                self.accumulation <= self.global_batch,
+                f"must be at most global_batch ({self.global_batch}), or pieces are empty; got {self.accumulation}",
+                also="global_batch",
+            ),
+            Rule("nesterov", not self.nesterov or self.momentum > 0, "needs a momentum above 0", also="momentum"),
+        )
 
 
 @options
@@ -182,12 +240,32 @@ class Cluster:
     setup: tuple[str, ...] = ()
     """Shell lines that run on the node before the job (module load ...)."""
 
+    def __post_init__(self) -> None:
+        """Refuse a warning before the job begins, and dashes in names of sbatch options."""
+        dashes = next((name for name in self.sbatch if name.startswith("-")), None)
+        demand(
+            Rule(
+                "signal_delay_s",
+                self.signal_delay_s < 60 * self.time_min,
+                f"must be below time_min ({60 * self.time_min} s); got {self.signal_delay_s}",
+                also="time_min",
+            ),
+            Rule("sbatch", dashes is None, f"write options without dashes in front; got {dashes!r}"),
+        )
+
+
+_RUN_NAME = Field(
+    pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    max_length=200,
+    description="a name of letters, digits, '.', '_' and '-' that begins with a letter or digit",
+)
+
 
 @options
 class RunConfig:
     """One training run."""
 
-    name: Annotated[str, OPERATIONAL, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, OPERATIONAL, _RUN_NAME]
     """The run's folder below out_dir; letters, digits, '.', '_', '-'."""
     out_dir: Annotated[Path, OPERATIONAL] = Path("runs")
     seed: NonNegativeInt = 0

@@ -15,15 +15,16 @@ from typing import Annotated, Any, TypeVar, dataclass_transform
 import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass as _pydantic_dataclass
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 T = TypeVar("T")
 
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def options(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass whose fields pydantic checks strictly (no 'true' for 1)."""
+    """Make `cls` a frozen, keyword-only dataclass whose fields pydantic checks strictly (no 'true' for 1, no nan)."""
     return _pydantic_dataclass(frozen=True, kw_only=True, config=_STRICT)(cls)  # type: ignore[return-value]
 
 
@@ -58,3 +59,30 @@ class Component:
 
     name: str
     options: Any = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A demand on several fields of one dataclass; `says` completes 'field: ...' and names what was got."""
+
+    field: str
+    """The field that is blamed."""
+    holds: bool
+    says: str
+    also: str | None = None
+    """The other field; the error points to its line where the YAML does not give `field`."""
+
+
+def demand(*rules: Rule) -> None:
+    """Raise pydantic's ValidationError (a ValueError) with every rule that does not hold; call it in __post_init__."""
+    broken = [
+        InitErrorDetails(
+            type=PydanticCustomError("rule", "{says}", {"says": rule.says, "also": rule.also}),
+            loc=(rule.field,),
+            input=None,
+        )
+        for rule in rules
+        if not rule.holds
+    ]
+    if broken:
+        raise ValidationError.from_exception_data("options", broken)

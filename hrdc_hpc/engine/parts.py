@@ -10,7 +10,7 @@ import torch
 from hrdc_hpc.config import registry
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.data.classes import ClassInfo
-from hrdc_hpc.data.index import ImageIndex, class_info, open_split
+from hrdc_hpc.data.index import ImageIndex, check_same_classes, class_info, open_split
 from hrdc_hpc.data.loader import Batch, EvalLoader, TrainLoader
 from hrdc_hpc.data.order import rank_slice
 from hrdc_hpc.data.philox import uniforms
@@ -21,7 +21,6 @@ from hrdc_hpc.engine.step import TrainStep
 from hrdc_hpc.methods.base import Method
 from hrdc_hpc.models.network import Network, build_network
 
-_DATASETS = "hrdc_hpc.data.datasets"
 _SAMPLERS = "hrdc_hpc.data.samplers"
 _METHODS = "hrdc_hpc.methods"
 
@@ -63,21 +62,20 @@ class Parts:
 
 def open_images(config: RunConfig, processes: Processes, *, local_first: bool) -> Images:
     """Prepare and open both splits: one rank a node first, so that the others find what it has cached."""
-    dataset = registry.module(_DATASETS, config.data.dataset.name)
     images: Images | None = None
     for turn in (True, False):
         if local_first is turn:
-            if turn and hasattr(dataset, "prepare"):
-                dataset.prepare(config.data.dataset.options)
-            images = _open(config)
+            images = _open(config, trust_cache=not turn)
         processes.barrier()
     assert images is not None
     return images
 
 
-def _open(config: RunConfig) -> Images:
-    train = open_split(config.data, "train")
-    return Images(train, open_split(config.data, "val"), class_info(train, config.data))
+def _open(config: RunConfig, *, trust_cache: bool) -> Images:
+    train = open_split(config.data, "train", trust_cache=trust_cache)
+    evaluation = open_split(config.data, "val", trust_cache=trust_cache)
+    check_same_classes(train, evaluation)
+    return Images(train, evaluation, class_info(train, config.data))
 
 
 def build_model(config: RunConfig, classes: ClassInfo, device: torch.device) -> tuple[Network, Method]:
@@ -134,13 +132,13 @@ def eval_loader(config: RunConfig, index: ImageIndex, processes: Processes) -> E
 
 def blank_batches(config: RunConfig, parts: Parts, processes: Processes) -> dict[str, Batch]:
     """Batches of this rank's shape without images, to rehearse with."""
-    low, high = rank_slice(config.optim.global_batch, processes.rank, processes.world_size)
-    side, number, device = config.data.image_size, high - low, processes.device
+    part = rank_slice(processes.rank, processes.world_size, config.optim.global_batch)
+    side, number, device = config.data.image_size, part.stop - part.start, processes.device
     blank = Batch(
         images_BHWC=torch.zeros(number, side, side, 3, dtype=torch.uint8, device=device),
         labels_B=torch.zeros(number, dtype=torch.int64, device=device),
         valid_B=torch.ones(number, device=device),
-        positions_B=np.arange(low, high),
+        positions_B=np.arange(part.start, part.stop),
         indices_B=np.zeros(number, np.int64),
         class_counts_C=torch.ones(parts.images.classes.number, device=device),
         step=0,
@@ -154,6 +152,6 @@ def step_draws(
 ) -> dict[str, torch.Tensor]:
     """The random numbers that a method asked for, float32 [B, n] by purpose: functions of seed, epoch and position."""
     return {
-        purpose: torch.from_numpy(uniforms(seed, purpose, epoch, positions_B, n=number)).to(device, torch.float32)
+        purpose: torch.from_numpy(uniforms(seed, purpose, epoch, positions_B, number, dtype=np.float32)).to(device)
         for purpose, number in method.draws.items()
     }

@@ -12,6 +12,8 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,13 @@ from hrdc_hpc.methods.base import Inputs, Method
 from hrdc_hpc.models.network import Network
 
 LR, EMA_WEIGHT = "lr", "ema_weight"
+
+_OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
+"""DDP must not broadcast rank 0's buffers, they are averaged by our own rule; the option's name changed after torch 2.11."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +118,8 @@ class TrainStep:
         self.loss = torch.zeros((), device=device)
         """This rank's share of the last step's loss; the shares of all ranks add up to it."""
         self.parts: dict[str, Tensor] = {}
-        # buffers are averaged by our own rule, so DDP must not broadcast rank 0's
         self._ddp = DistributedDataParallel(
-            TrainingLoss(network, method, config, precision), broadcast_buffers=False, gradient_as_bucket_view=True
+            TrainingLoss(network, method, config, precision), gradient_as_bucket_view=True, **_OWN_BUFFERS
         )
 
     def _make_optimizer(self, config: RunConfig) -> torch.optim.SGD:

@@ -257,7 +257,7 @@ class Run:
         if self.saver:
             self.journal.sync()
             told = about(self.config, self.parts.images.fingerprint, self.processes.world_size)
-            self.stall_s = self.saver.save(step, state, told)
+            self.journal.write("save", step, stall_s=self.saver.save(step, state, told))
         self.meter.restart()
 
     def _saved(self, saved: Saved) -> None:

@@ -1,0 +1,167 @@
+"""iNaturalist 2018 in its official layout:
+
+    <root>/train2018.json  <root>/val2018.json          annotations (COCO style)
+    <root>/train_val2018/<group>/<category>/<image>.jpg
+
+The label of an image is its category_id. Sizes come from the JSON files, so that no header of the 437,513 images is
+read: a missing or empty file is found when the split is opened, a damaged one when it is decoded. Torch-free.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from hrdc_hpc.config.types import OPERATIONAL, options
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from hrdc_hpc.data.index import ImageIndex, OnBad, Split
+
+_IMAGES = "train_val2018"
+_KIND = "inat2018"
+
+
+@options
+class Options:
+    """Where the data set lies."""
+
+    root: Annotated[Path, OPERATIONAL] = Path("data/inat2018")
+    """Folder that holds train2018.json, val2018.json and train_val2018/."""
+
+
+def preflight(options: Options) -> None:
+    """ValueError naming what is missing of the official layout; parses nothing."""
+    files = [options.root / f"{split}2018.json" for split in ("train", "val")]
+    missing = [str(path) for path in files if not path.is_file()]
+    if not (options.root / _IMAGES).is_dir():
+        missing.append(f"{options.root / _IMAGES}/")
+    if missing:
+        raise ValueError(
+            f"data.dataset.root: missing {', '.join(missing)}; inat2018 expects {options.root}/train2018.json,"
+            f" val2018.json and {_IMAGES}/<group>/<category>/<image>.jpg as the official archives unpack. Set"
+            " data.dataset.root to the folder that holds them."
+        )
+
+
+def open(options: Options, split: Split, on_bad_image: OnBad, *, trust_cache: bool = False) -> ImageIndex:  # noqa: A001 - a data set's contract
+    """Return the index of a split, images in the order of the JSON file.
+
+    Raises ValueError for missing files, a JSON that is not of this form or labels that are no training classes;
+    RuntimeError for missing or empty images under 'stop'.
+    """
+    import numpy as np
+
+    from hrdc_hpc.data.index import BadFile, Names, make_index, name_some
+
+    preflight(options)
+    arrays = _annotations(options.root, split)
+    classes = (
+        _unpack(arrays, "classes") if split == "train" else _unpack(_annotations(options.root, "train"), "classes")
+    )
+    labels_N = arrays["labels_N"]
+    extra = sorted({int(label) for label in labels_N if label >= len(classes)})
+    if extra:
+        raise ValueError(
+            f"{options.root / f'{split}2018.json'}: category_id {name_some(map(str, extra))} are not among the"
+            f" {len(classes)} categories of train2018.json, which are 0 to {len(classes) - 1}"
+        )
+    bytes_N = _lengths(options.root, split, arrays, trust_cache=trust_cache)
+    good = bytes_N > 0
+    names = Names(arrays["names"], arrays["names_ends"])
+    bad = [
+        BadFile(names[int(number)], "empty file" if bytes_N[number] == 0 else "no such file")
+        for number in np.flatnonzero(~good)
+    ]
+    if bad:
+        names = Names.of([names[int(number)] for number in np.flatnonzero(good)])
+    return make_index(
+        root=options.root,
+        split=split,
+        class_names=classes,
+        names=names,
+        labels_N=labels_N[good],
+        sizes_N2=arrays["sizes_N2"][good],
+        bytes_N=bytes_N[good],
+        bad=bad,
+        on_bad_image=on_bad_image,
+    )
+
+
+def _unpack(arrays: dict[str, NDArray[Any]], key: str) -> list[str]:
+    from hrdc_hpc.data.index import Names
+
+    names = Names(arrays[key], arrays[f"{key}_ends"])
+    return [names[number] for number in range(len(names))]
+
+
+def _annotations(root: Path, split: str) -> dict[str, NDArray[Any]]:
+    """Names, labels, sizes and class names of a JSON file; kept between starts (the official one is 100 MB)."""
+    import numpy as np
+
+    from hrdc_hpc.data import cache
+
+    path = root / f"{split}2018.json"
+    status = path.stat()
+    stamp = np.array([status.st_size, status.st_mtime_ns], np.int64)
+    arrays = cache.load(_KIND, root, split)
+    if arrays is None or not np.array_equal(arrays["stamp"], stamp):
+        try:
+            arrays = _parse(json.loads(path.read_bytes()))
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"no key {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path}: not an annotation file of iNaturalist 2018: {what}") from error
+        arrays["stamp"] = stamp
+        cache.save(_KIND, root, split, arrays)
+    return arrays
+
+
+def _parse(content: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    import numpy as np
+
+    from hrdc_hpc.data.index import Names
+
+    images, categories = content["images"], sorted(content["categories"], key=lambda c: c["id"])
+    if [c["id"] for c in categories] != list(range(len(categories))):
+        raise ValueError("the ids of its categories are not 0, 1, 2 ...")
+    label_of = {a["image_id"]: a["category_id"] for a in content["annotations"]}
+    without = [image["file_name"] for image in images if image["id"] not in label_of]
+    if without:
+        raise ValueError(f"{len(without)} images have no annotation, the first is {without[0]}")
+    names = Names.of([image["file_name"] for image in images])
+    classes = Names.of([str(c["name"]) for c in categories])
+    sizes = np.array([(image["height"], image["width"]) for image in images], np.int32).reshape(-1, 2)
+    if sizes.size and sizes.min() < 1:
+        raise ValueError("an image has no width or height")
+    return {
+        "names": names.blob_M,
+        "names_ends": names.ends_N,
+        "classes": classes.blob_M,
+        "classes_ends": classes.ends_N,
+        "labels_N": np.array([label_of[image["id"]] for image in images], np.int64),
+        "sizes_N2": sizes,
+    }
+
+
+def _lengths(root: Path, split: str, arrays: dict[str, NDArray[Any]], *, trust_cache: bool) -> NDArray[Any]:
+    """int64 [N]: bytes of each image's file, -1 where there is none."""
+    import numpy as np
+
+    from hrdc_hpc.data import cache
+    from hrdc_hpc.data.folders import in_threads
+
+    kept = cache.load(_KIND + "-bytes", root, split)
+    if trust_cache and kept is not None and np.array_equal(kept["stamp"], arrays["stamp"]):
+        return kept["bytes_N"]
+
+    def length(name: str) -> int:
+        try:
+            return (root / name).stat().st_size
+        except OSError:
+            return -1
+
+    bytes_N = np.array(in_threads(length, _unpack(arrays, "names")), np.int64)
+    cache.save(_KIND + "-bytes", root, split, {"bytes_N": bytes_N, "stamp": arrays["stamp"]})
+    return bytes_N

@@ -1,0 +1,134 @@
+"""What a batch is made from: image numbers, crops, encoded bytes. Compute nodes only.
+
+Axis legend: B images of this rank's batch, C classes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hrdc_hpc.data.index import Bytes, ImageIndex, name_some
+from hrdc_hpc.data.pipeline import Inputs, pack
+
+READERS = 4
+"""Threads that read files, per rank."""
+GREY_SIDE = 8
+"""Side of the stand-in, pixels."""
+
+
+def _grey() -> Bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (GREY_SIDE, GREY_SIDE), (128, 128, 128)).save(file, "JPEG", quality=95)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+GREY = _grey()
+"""Stands in for padding and for an image that cannot be used; exactly 128 everywhere when decoded."""
+
+
+@dataclass(eq=False)
+class Feed:
+    """One batch, before it is decoded."""
+
+    place: str
+    """For messages: 'epoch 3, step 120'."""
+    step: int
+    epoch: int
+    positions_B: NDArray[np.int64]
+    indices_B: NDArray[np.int64]
+    """-1: padding."""
+    counts_C: NDArray[np.float32]
+    geometry: dict[str, NDArray[Any]]
+    """As in pipeline.Inputs."""
+    grey_geometry: Mapping[str, NDArray[Any]]
+    """The same of one GREY, without the axis B."""
+    encoded_B: list[Bytes] = field(default_factory=list)
+    buffer: Bytes | None = None
+    """Holds the bytes; nobody may write to it before the batch has come out of DALI."""
+    replaced: dict[int, str] = field(default_factory=dict)
+    """Files that GREY stands in for, by place in the batch."""
+
+    @property
+    def valid_B(self) -> NDArray[np.float32]:
+        """1 where an image is, 0 where GREY is."""
+        valid = (self.indices_B >= 0).astype(np.float32)
+        valid[list(self.replaced)] = 0
+        return valid
+
+    def put_grey(self, place: int) -> None:
+        """Let GREY stand at a place of the batch."""
+        self.encoded_B[place] = GREY
+        for name, values in self.geometry.items():
+            values[place] = self.grey_geometry[name]
+
+    def replace(self, index: ImageIndex, bad: Mapping[int, str], *, skip: bool, verb: str) -> None:
+        """Let GREY stand in for bad images ({place: reason}) or, without `skip`, raise RuntimeError naming them."""
+        paths = {place: index.path(int(self.indices_B[place])) for place in bad}
+        if not skip:
+            named = name_some(f"{paths[place]} ({reason})" for place, reason in bad.items())
+            raise RuntimeError(
+                f"{self.place}: {len(bad)} of {len(self.indices_B)} images cannot be {verb}: {named}. Replace or remove"
+                " them, or set data.on_bad_image: skip to give them weight 0."
+            )
+        for place in bad:
+            self.put_grey(place)
+        self.replaced |= paths
+
+    def inputs(self) -> Inputs:
+        """Return what the pipeline takes."""
+        return Inputs(pack(self.encoded_B), self.geometry)
+
+
+class Buffers:
+    """Memory for encoded bytes, taken again and again: fresh memory costs a page fault every 4 kB."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._free: deque[Bytes] = deque()
+
+    def take(self, size: int) -> Bytes:
+        """Return a buffer of at least `size` bytes that nobody reads."""
+        buffer = self._free.popleft() if self._free else None
+        return buffer if buffer is not None and len(buffer) >= size else np.empty(size + size // 4, np.uint8)
+
+    def give(self, buffer: Bytes | None) -> None:
+        """Take a buffer back."""
+        if buffer is not None:
+            self._free.append(buffer)
+
+
+def read(feed: Feed, index: ImageIndex, buffers: Buffers, readers: ThreadPoolExecutor, *, skip: bool) -> None:
+    """Fill in the feed's bytes. RuntimeError naming files that cannot be read, unless `skip`."""
+    places = np.flatnonzero(feed.indices_B >= 0)
+    numbers = feed.indices_B[places]
+    ends = np.cumsum(index.bytes_N[numbers])
+    feed.buffer = buffers.take(int(ends[-1]))
+    arrays: list[Bytes] = list(np.split(feed.buffer[: ends[-1]], ends[:-1]))
+    each = -(-len(places) // READERS)
+    parts = [slice(start, start + each) for start in range(0, len(places), each)]
+
+    def read_part(part: slice) -> dict[int, str]:
+        return index.read_into(numbers[part], arrays[part])
+
+    failures = readers.map(read_part, parts)
+    bad = {
+        int(places[part.start + place]): reason
+        for part, failed in zip(parts, failures, strict=True)
+        for place, reason in failed.items()
+    }
+    feed.encoded_B = [GREY] * len(feed.indices_B)
+    for place, array in zip(places.tolist(), arrays, strict=True):
+        feed.encoded_B[place] = array
+    for place in np.flatnonzero(feed.indices_B < 0).tolist():
+        feed.put_grey(place)
+    if bad:
+        feed.replace(index, bad, skip=skip, verb="read")

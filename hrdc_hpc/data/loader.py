@@ -1,0 +1,386 @@
+"""Batches of images for training and evaluation. Compute nodes only.
+
+A prefetch thread reads bytes and makes the draws, DALI decodes a few batches ahead, and the training thread only hands
+over and takes out. Nothing here has a state that would have to be saved: a batch is a pure function of its step.
+
+Axis legend: B images of this rank's batch, G of the global batch, C classes, H height, W width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hrdc_hpc.config.schema import Data
+from hrdc_hpc.data import crops, order
+from hrdc_hpc.data.feed import GREY, GREY_SIDE, READERS, Buffers, Feed, read
+from hrdc_hpc.data.index import ImageIndex
+from hrdc_hpc.data.pipeline import DECODE_ERRORS, Decoder, Inputs, pack
+from hrdc_hpc.data.prefetch import Ahead
+
+_FEEDS_AHEAD = 2
+"""Batches read ahead of those that DALI has."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One rank's part of a step. The memory is this batch's own: it may be kept as long as it is wanted."""
+
+    images_BHWC: torch.Tensor
+    """uint8, on the rank's device."""
+    labels_B: torch.Tensor
+    """int64, on the device; 0 for padding."""
+    valid_B: torch.Tensor
+    """float32, on the device: 1, or 0 for padding and for an image that could not be used."""
+    positions_B: NDArray[np.int64]
+    """Position within the epoch; in evaluation the image number, -1 for padding."""
+    indices_B: NDArray[np.int64]
+    """Image number, -1 for padding."""
+    class_counts_C: torch.Tensor
+    """float32, on the device: images per class of the *global* batch; in evaluation of this batch."""
+    step: int
+    """0-based step of the run; in evaluation the number of the batch."""
+    epoch: int
+    """0-based epoch; 0 in evaluation."""
+
+
+class _Loader:
+    """What training and evaluation share: decoding, bad images, closing."""
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        data: Data,
+        *,
+        classes: int,
+        batch: int,
+        training: bool,
+        device: torch.device,
+        cores: int,
+    ) -> None:
+        self._index, self._data, self._classes = index, data, classes
+        self._batch, self._training, self._device = batch, training, device
+        self._threads = data.loader.threads or cores
+        self._decoder: Decoder | None = None
+        self._running: weakref.ref[Generator[Batch]] | None = None
+        self.skipped: Counter[str] = Counter()
+        """How often a file was replaced by grey of weight 0 in this rank's batches (data.on_bad_image: skip)."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the iteration that is under way, its threads and the pipeline. The loader may be used again."""
+        running = self._running() if self._running is not None else None
+        if running is not None:
+            running.close()
+        self._drop_decoder()
+
+    def _new_decoder(self, batch: int) -> Decoder:
+        return Decoder(
+            training=self._training,
+            image_size=self._data.image_size,
+            batch=batch,
+            device=self._device,
+            threads=self._threads,
+            loader=self._data.loader,
+        )
+
+    def _drop_decoder(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
+
+    def _start(self, describe: Callable[[int], Feed], numbers: range) -> Iterator[Batch]:
+        """Begin an iteration; one that is under way ends."""
+        running = self._running() if self._running is not None else None
+        if running is not None:
+            running.close()
+        batches = self._iterate(describe, numbers)
+        # weak: a consumer that drops its iterator half-way ends its threads thereby
+        self._running = weakref.ref(batches)
+        return batches
+
+    def _iterate(self, describe: Callable[[int], Feed], numbers: range) -> Generator[Batch]:
+        buffers, waiting = Buffers(), deque[Feed]()
+        skip = self._data.on_bad_image == "skip"
+        with ThreadPoolExecutor(READERS, "hrdc-read") as readers:
+
+            def make(number: int) -> tuple[Feed, Inputs]:
+                feed = describe(number)
+                read(feed, self._index, buffers, readers, skip=skip)
+                return feed, feed.inputs()
+
+            ahead = Ahead(make, numbers, _FEEDS_AHEAD)
+            try:
+                self._top_up(ahead, waiting, at_least=self._data.loader.prefetch)
+                while waiting:
+                    images = self._pop(waiting)
+                    feed = waiting.popleft()
+                    buffers.give(feed.buffer)
+                    self._top_up(ahead, waiting, at_least=0)
+                    self.skipped.update(feed.replaced.values())
+                    yield self._to_batch(feed, images)
+                    self._top_up(ahead, waiting, at_least=1)
+                ahead.check()
+            finally:
+                ahead.close()
+                if waiting:
+                    self._drop_decoder()
+
+    def _top_up(self, ahead: Ahead[tuple[Feed, Inputs]], waiting: deque[Feed], *, at_least: int) -> None:
+        """Hand DALI what is ready, up to its depth; wait only for the first `at_least` batches."""
+        while len(waiting) < self._data.loader.prefetch:
+            ready = ahead.get(wait=len(waiting) < at_least)
+            if ready is None:
+                return
+            if self._decoder is None:
+                self._decoder = self._new_decoder(self._batch)
+            self._decoder.push(ready[1])
+            waiting.append(ready[0])
+
+    def _pop(self, waiting: deque[Feed]) -> torch.Tensor:
+        while True:
+            assert self._decoder is not None
+            try:
+                return self._decoder.pop()
+            except DECODE_ERRORS as error:
+                # the pipeline is dead: make the batch good, then begin again with everything that was under way
+                self._drop_decoder()
+                self._repair(waiting, error)
+                self._decoder = self._new_decoder(self._batch)
+                for feed in waiting:
+                    self._decoder.push(feed.inputs())
+
+    def _repair(self, waiting: deque[Feed], error: Exception) -> None:
+        """Replace the undecodable images of the oldest batch that has any. RuntimeError under 'stop' or if none has."""
+        for feed in waiting:
+            bad = self._undecodable(feed)
+            if bad:
+                feed.replace(self._index, bad, skip=self._data.on_bad_image == "skip", verb="decoded")
+                return
+        raise RuntimeError(
+            f"{waiting[0].place}: DALI failed, although each image of the batch decodes alone: {error}"
+        ) from error
+
+    def _undecodable(self, feed: Feed) -> dict[int, str]:
+        """{place: reason} of the images that fail when they are decoded one by one."""
+        bad: dict[int, str] = {}
+        decoder: Decoder | None = None
+        for place, encoded in enumerate(feed.encoded_B):
+            if encoded is GREY:
+                continue
+            decoder = decoder or self._new_decoder(1)
+            geometry = {name: values[place : place + 1] for name, values in feed.geometry.items()}
+            try:
+                decoder.push(Inputs(pack([encoded]), geometry))
+                decoder.pop()
+            except DECODE_ERRORS as error:
+                bad[place] = _reason(error)
+                decoder.close()
+                decoder = None
+        if decoder is not None:
+            decoder.close()
+        return bad
+
+    def _to_batch(self, feed: Feed, images_BHWC: torch.Tensor) -> Batch:
+        labels_B = np.where(feed.indices_B >= 0, self._index.labels_N[feed.indices_B], 0)
+        return Batch(
+            images_BHWC=images_BHWC,
+            labels_B=self._to_device(labels_B),
+            valid_B=self._to_device(feed.valid_B),
+            positions_B=feed.positions_B,
+            indices_B=feed.indices_B,
+            class_counts_C=self._to_device(feed.counts_C),
+            step=feed.step,
+            epoch=feed.epoch,
+        )
+
+    def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        # pinned: a copy from pageable memory would wait for the device
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+    def _counts(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.bincount(self._index.labels_N[indices], minlength=self._classes).astype(np.float32)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).rpartition("encountered:")[2].strip().splitlines()
+    if any("cropping window" in line for line in text):
+        return "its size is not the one that was indexed"
+    if not text or text[0].startswith(("Failed to decode", "nvImageCodec failure")):
+        return "damaged, or not an image"
+    return text[0]
+
+
+class TrainLoader(_Loader):
+    """This rank's part of every step's global batch, cropped and mirrored at random."""
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        data: Data,
+        sampler: order.Sampler,
+        *,
+        classes: int,
+        seed: int,
+        stream: str,
+        global_batch: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        cores: int,
+    ) -> None:
+        """Start nothing yet. `stream` names the sequence of images, `cores` is for decoding unless threads are set.
+
+        ValueError: fewer images than global_batch, fewer than one image per rank, more labels than `classes`.
+        """
+        self.steps_per_epoch = order.steps_per_epoch(len(index), global_batch)
+        """Steps of an epoch; what is left over is dropped, other images every epoch."""
+        self._slice = order.rank_slice(rank, world_size, global_batch)
+        batch = self._slice.stop - self._slice.start
+        _check_labels(index, classes)
+        super().__init__(index, data, classes=classes, batch=batch, training=True, device=device, cores=cores)
+        self._sampler, self._seed, self._stream, self._global = sampler, seed, stream, global_batch
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """Yield this rank's batches of steps first_step ... last_step - 1 of the run (0-based, over all epochs).
+
+        Raises RuntimeError naming files, epoch and step for an image that cannot be used (data.on_bad_image: stop).
+        """
+        return self._start(self._describe, range(first_step, last_step))
+
+    def samples_hash(self, step: int) -> str:
+        """Hash over image numbers, crops and flips of the step's global batch; the same on any number of ranks."""
+        epoch, positions_G, indices_G = self._order(step)
+        digest = hashlib.blake2b(indices_G.astype("<i8").tobytes(), digest_size=16)
+        for values in self._crops(epoch, positions_G, indices_G):
+            digest.update(values.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+    def _order(self, step: int) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+        return order.global_batch(
+            self._sampler,
+            seed=self._seed,
+            stream=self._stream,
+            step=step,
+            images=len(self._index),
+            global_batch=self._global,
+        )
+
+    def _crops(
+        self, epoch: int, positions: NDArray[np.int64], indices: NDArray[np.int64]
+    ) -> tuple[crops.Ints, crops.Ints, crops.Ints]:
+        return crops.training_crops(
+            seed=self._seed,
+            stream=self._stream,
+            epoch=epoch,
+            positions_B=positions,
+            sizes_B2=self._index.sizes_N2[indices],
+            scale=self._data.crop_scale,
+            ratio=self._data.crop_ratio,
+            flip=self._data.flip,
+        )
+
+    def _describe(self, step: int) -> Feed:
+        epoch, positions_G, indices_G = self._order(step)
+        positions_B, indices_B = positions_G[self._slice], indices_G[self._slice]
+        anchors_B2, shapes_B2, flips_B = self._crops(epoch, positions_B, indices_B)
+        return Feed(
+            place=f"epoch {epoch}, step {step}",
+            step=step,
+            epoch=epoch,
+            positions_B=positions_B,
+            indices_B=indices_B,
+            counts_C=self._counts(indices_G),
+            geometry={"anchor": anchors_B2, "shape": shapes_B2, "flip": flips_B},
+            grey_geometry=_GREY_CROP,
+        )
+
+
+_GREY_CROP: Mapping[str, NDArray[Any]] = {
+    "anchor": np.zeros(2, np.int32),
+    "shape": np.full(2, GREY_SIDE, np.int32),
+    "flip": np.zeros((), np.int32),
+}
+
+
+class EvalLoader(_Loader):
+    """Every image exactly once over all ranks, resized and cropped at the centre.
+
+    Batch b, images [b * batch_size, (b + 1) * batch_size), goes to rank b % world_size: which images share a batch does
+    not depend on the number of ranks. The last batch is padded. Ranks may have different numbers of batches.
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        data: Data,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        cores: int,
+    ) -> None:
+        """Start nothing yet. ValueError: image_size above eval_resize."""
+        crops.check_evaluation(data.eval_resize, data.image_size)
+        classes = len(index.class_names)
+        super().__init__(index, data, classes=classes, batch=batch_size, training=False, device=device, cores=cores)
+        number = -(-len(index) // batch_size)
+        self._numbers = range(rank, number, world_size)
+        self.rounds = -(-number // world_size)
+        """Batches of the rank that has most: all ranks can meet this often."""
+        size_12, anchor_12 = self._geometry(np.full((1, 2), GREY_SIDE, np.int32))
+        self._grey_geometry = {"size": size_12[0], "anchor": anchor_12[0]}
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield this rank's batches. Raises RuntimeError for an image that cannot be used, as in training."""
+        return self._start(self._describe, self._numbers)
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return len(self._numbers)
+
+    def _geometry(self, sizes_B2: crops.Ints) -> tuple[NDArray[np.float32], crops.Ints]:
+        size_B2, anchor_B2 = crops.evaluation_geometry(sizes_B2, self._data.eval_resize, self._data.image_size)
+        return size_B2.astype(np.float32), anchor_B2
+
+    def _describe(self, number: int) -> Feed:
+        indices_B = np.arange(number * self._batch, (number + 1) * self._batch)
+        indices_B[indices_B >= len(self._index)] = -1
+        size_B2, anchor_B2 = self._geometry(self._index.sizes_N2[indices_B])
+        return Feed(
+            place=f"evaluation of {self._index.split}, batch {number}",
+            step=number,
+            epoch=0,
+            positions_B=indices_B,
+            indices_B=indices_B,
+            counts_C=self._counts(indices_B[indices_B >= 0]),
+            geometry={"size": size_B2, "anchor": anchor_B2},
+            grey_geometry=self._grey_geometry,
+        )
+
+
+def _check_labels(index: ImageIndex, classes: int) -> None:
+    if len(index.class_names) > classes or index.labels_N.max() >= classes:
+        raise ValueError(
+            f"{index.root}: the {index.split} split has {len(index.class_names)} classes, and labels up to"
+            f" {index.labels_N.max()}; the network has {classes} outputs. Build it for the classes of this split."
+        )

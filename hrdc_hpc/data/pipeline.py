@@ -1,0 +1,173 @@
+"""The DALI pipeline: encoded bytes and pixel geometry in, uint8 images out. Compute nodes only.
+
+One definition serves CPU and GPU. DALI draws nothing and keeps no state: what it is fed decides what comes out,
+whatever the number of threads and however far it runs ahead.
+
+Axis legend: B images of a batch, S side of the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline, fn, types
+from nvidia.dali.tensors import TensorCPU, TensorListCPU
+
+from hrdc_hpc.config.schema import Loader
+from hrdc_hpc.data.index import Bytes
+
+DECODE_ERRORS = (RuntimeError, IndexError, ValueError)
+"""What DALI raises for images that it cannot decode."""
+
+_HARDWARE_LOAD = 1.0
+"""hw_decoder_load, pinned: at values between 0 and 1 it depends on the batch which decoder an image meets, and the two
+differ slightly in their pixels."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch for the pipeline. Its memory must stay as it is until the batch has come out."""
+
+    encoded_B: Any
+    """DALI list of B byte arrays, see `pack`."""
+    geometry: Mapping[str, NDArray[Any]]
+    """training: anchor, shape int32 [B, 2], flip int32 [B]; evaluation: size float32 [B, 2], anchor int32 [B, 2]."""
+
+
+def pack(encoded_B: Sequence[Bytes]) -> Any:
+    """Wrap byte arrays for DALI without copying them; the slow part of feeding, meant for the prefetch thread."""
+    return TensorListCPU([TensorCPU(array) for array in encoded_B])
+
+
+def _external(name: str, dtype: Any, ndim: int) -> Any:
+    return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=True)
+
+
+def _decode(encoded: Any, *window: Any, mixed: bool) -> Any:
+    """Decode to RGB, whole or, given anchor and shape, only the window."""
+    settings: dict[str, Any] = {"device": "cpu", "output_type": types.RGB, "adjust_orientation": False}
+    if mixed:
+        # fancy upsampling of the chroma is what libjpeg, and so the CPU, does
+        settings |= {"device": "mixed", "hw_decoder_load": _HARDWARE_LOAD, "jpeg_fancy_upsampling": True}
+    if window:
+        return fn.decoders.image_slice(encoded, *window, axis_names="HW", **settings)
+    return fn.decoders.image(encoded, **settings)
+
+
+def _build(
+    *, training: bool, image_size: int, batch: int, device: torch.device, threads: int, depth: int, mixed: bool
+) -> Pipeline:
+    """Build the pipeline; `mixed`: JPEGs are decoded on the GPU."""
+    on_gpu = device.type == "cuda"
+    index = (device.index if device.index is not None else torch.cuda.current_device()) if on_gpu else None
+    pipeline = Pipeline(batch_size=batch, num_threads=threads, device_id=index, prefetch_queue_depth=depth)
+    with pipeline:
+        encoded = _external("encoded", types.UINT8, 1)
+        anchor = _external("anchor", types.INT32, 1)
+        if training:
+            images = _decode(encoded, anchor, _external("shape", types.INT32, 1), mixed=mixed)
+            size: Any = [image_size, image_size]
+        else:
+            images = _decode(encoded, mixed=mixed)
+            size = _external("size", types.FLOAT, 1)
+        if on_gpu and not mixed:
+            images = images.gpu()
+        images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        if training:
+            images = fn.flip(images, horizontal=_external("flip", types.INT32, 0))
+        else:
+            images = fn.slice(images, start=anchor, shape=[image_size, image_size], axis_names="HW")
+        pipeline.set_outputs(images)
+    pipeline.build()
+    return pipeline
+
+
+class Decoder:
+    """A running pipeline: `push` batches, `pop` their images in the same order.
+
+    Up to `depth` batches may be under way. After an error of `pop` only `close` is of use.
+    """
+
+    def __init__(
+        self, *, training: bool, image_size: int, batch: int, device: torch.device, threads: int, loader: Loader
+    ) -> None:
+        """Build it. ValueError where the GPU is to decode and there is none."""
+        if loader.decoder == "gpu" and device.type != "cuda":
+            raise ValueError("data.loader.decoder: gpu, but this rank computes on the CPU; allowed here: auto, cpu")
+        self.depth = loader.prefetch
+        self._device = device
+        self._pipeline = _build(
+            training=training,
+            image_size=image_size,
+            batch=batch,
+            device=device,
+            threads=threads,
+            depth=self.depth,
+            mixed=device.type == "cuda" and loader.decoder != "cpu",
+        )
+        self._shape = (batch, image_size, image_size, 3)
+        self._side: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
+        self._first: list[Inputs] = []
+        self._started = False
+        self._fillers = 0
+
+    def push(self, inputs: Inputs) -> None:
+        """Begin a batch."""
+        if not self._started:
+            self._first.append(inputs)
+            if len(self._first) == self.depth:
+                self._start()
+            return
+        while self._fillers:
+            self._pipeline.share_outputs()
+            self._pipeline.release_outputs()
+            self._fillers -= 1
+        self._feed(inputs)
+        self._pipeline.schedule_run()
+
+    def _start(self) -> None:
+        # DALI's first run asks for `depth` batches at once; where there are fewer, the last is run again and dropped
+        self._fillers = self.depth - len(self._first)
+        for number in range(self.depth):
+            self._feed(self._first[min(number, len(self._first) - 1)])
+        self._started = True
+        self._pipeline.schedule_run()
+        self._first = []
+
+    def _feed(self, inputs: Inputs) -> None:
+        self._pipeline.feed_input("encoded", inputs.encoded_B)
+        for name, values in inputs.geometry.items():
+            self._pipeline.feed_input(name, values)
+
+    def pop(self) -> torch.Tensor:
+        """Wait for the oldest batch: uint8 [B, S, S, 3] on the device, in memory of its own. Raises DECODE_ERRORS."""
+        if not self._started:
+            self._start()
+        (output,) = self._pipeline.share_outputs()
+        images = (
+            self._copy_from_gpu(output) if self._side is not None else torch.from_numpy(np.array(output.as_array()))
+        )
+        self._pipeline.release_outputs()
+        return images
+
+    def _copy_from_gpu(self, output: Any) -> torch.Tensor:
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        # On a stream of its own: DALI may reuse its buffer as soon as the copy is done, and to wait for that must not
+        # mean to wait for the training step that is queued on the current stream.
+        assert self._side is not None
+        with torch.cuda.stream(self._side):
+            images = torch.empty(self._shape, dtype=torch.uint8, device=self._device)
+            feed_ndarray(output.as_tensor(), images, cuda_stream=self._side)
+        self._side.synchronize()
+        images.record_stream(torch.cuda.current_stream(self._device))
+        return images
+
+    def close(self) -> None:
+        """End its threads and free its memory."""
+        del self._pipeline

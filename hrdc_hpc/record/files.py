@@ -1,0 +1,85 @@
+"""Files that are there whole after a power cut, or not at all. Torch-free.
+
+The order is always: write beside the final name, flush and fsync the file, rename, fsync the folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"
+"""What the name of an unfinished file or folder begins with."""
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a name in the same folder that nobody else uses."""
+    return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def write_text_durably(path: Path, text: str) -> None:
+    """Put `text` (UTF-8) at `path`, replacing what is there; readers see the old or the new text, whole."""
+    aside = temporary_beside(path)
+    try:
+        with aside.open("x", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json_durably(path: Path, value: Any) -> None:
+    """Put `value` at `path` as JSON. Raises ValueError for NaN and infinities, which JSON does not have."""
+    write_text_durably(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def fsync_folder(path: Path) -> None:
+    """Return once the names in folder `path` are on disk, where the file system can say so."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no fsync of folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def append_whole(descriptor: int, line: bytes) -> None:
+    """Append a line, ending in a newline, to a file opened with O_APPEND; one write unless the disk is full.
+
+    Raises OSError if it does not fit; what did is then a torn line, which readers skip.
+    """
+    written = os.write(descriptor, line)
+    while written < len(line):
+        written += os.write(descriptor, line[written:])
+
+
+def ends_torn(path: Path) -> bool:
+    """Whether a file's last line has no newline: its writer was killed, or the disk was full."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return False
+        file.seek(size - 1)
+        return file.read(1) != b"\n"
+
+
+def json_lines(content: bytes) -> Iterable[dict[str, Any]]:
+    """Yield the objects of a file with one JSON object a line; torn lines are skipped."""
+    for line in content.split(b"\n"):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
