@@ -67,7 +67,7 @@ def test_killed_and_resumed_is_identical_to_straight(world_size: int, tmp_path: 
                 one = [chance.randrange(world_size)] if chance.random() < 0.25 else None
                 was_alive = ranks.alive()
                 ranks.kill(one)
-                ranks.wait(60)
+                ranks.end(5)
                 if was_alive and RunFolder(run).state() != "finished":
                     kills += 1
                     inside += sorted(open_phases(run, attempt) & {"save", "evaluate"})[:1]
