@@ -22,7 +22,14 @@ from hrdc_hpc.engine.place import NeverStop, Place, Stop
 _contexts = multiprocessing.get_context("forkserver")
 _contexts.set_forkserver_preload(
     # torch's optimizers import its compiler, which takes longer than a small run
-    ["torch", "torch._dynamo", "torch._inductor", "torch.utils.tensorboard", "nvidia.dali.fn", "hrdc_hpc.engine.trainer"]
+    [
+        "torch",
+        "torch._dynamo",
+        "torch._inductor",
+        "torch.utils.tensorboard",
+        "nvidia.dali.fn",
+        "hrdc_hpc.engine.trainer",
+    ]
 )
 _numbers = itertools.count()
 
