@@ -26,6 +26,7 @@ from hrdc_hpc.cluster.jobs import Job, Kind, job_state, last_job, note_job
 from hrdc_hpc.cluster.results import print_result
 from hrdc_hpc.cluster.times import minutes
 from hrdc_hpc.config.load import load, loads, to_yaml
+from hrdc_hpc.config.paths import absolute
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.data.preflight import preflight
 from hrdc_hpc.record.folder import RunFolder
@@ -83,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _launch(args: argparse.Namespace, command: Sequence[str]) -> int:
     kind: Kind = "local" if args.cluster == "local" else "slurm"
-    config = load(args.cfg, _overrides(args))
-    run = (config.out_dir / config.name).absolute()
+    config = absolute(load(args.cfg, _overrides(args)))
+    run = config.out_dir / config.name
     submission.check(kind, config, run)
     if args.dry_run:
         return _dry_run(kind, config, run)

@@ -55,12 +55,13 @@ def look(config: RunConfig, run: Path) -> Found:
     frozen = loads(folder.config.read_text(), place=str(folder.config))
     changed = differences(frozen, config)
     semantic = [change for change in changed if not change.operational]
-    if semantic and state != "new":
+    if semantic and state != "new" and not config.checkpoint.accept_changes:
         shown = "\n".join(f"  {change}" for change in semantic)
         what = "is finished" if state == "finished" else "was started"
         raise Refused(
             f"{run} {what} with other settings of what is learnt (there -> now):\n{shown}\n"
-            "Give this run another --name, or take back the change to go on with the old one. Nothing was touched."
+            "Give this run another --name, or take back the change to go on with the old one, or go on all the same with"
+            " checkpoint.accept_changes=true. Nothing was touched."
         )
     if state == "finished":
         return Found(folder, "finished")

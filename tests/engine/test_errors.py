@@ -58,7 +58,7 @@ def test_operational_change_is_accepted(finished: Path, tmp_path: Path) -> None:
 def test_changed_data_set_is_refused(finished: Path, tmp_path: Path, digits: Path) -> None:
     other = tmp_path / "other_digits"
     shutil.copytree(digits, other)
-    images = sorted((other / "train" / "0").glob("*"))
+    images = sorted(other.rglob("train/0/*.jpg"))
     shutil.copyfile(images[1], images[0])
     run = reopened(finished, tmp_path, f'data.dataset.root="{other}"')
     ranks = Ranks(run, 1)

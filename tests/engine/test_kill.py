@@ -32,7 +32,7 @@ def _begun(metrics: Path, phase: str, since: int) -> bool:
 def _wait_to_kill(run: Path, ranks: Ranks, attempt: int, kind: str, chance: random.Random) -> None:
     """Wait for the moment: any time, or some way into the next save or evaluation."""
     if kind == "any":
-        deadline = time.monotonic() + chance.uniform(0.0, 3.0)
+        deadline = time.monotonic() + chance.uniform(0.0, 2.0)
         while ranks.alive() and time.monotonic() < deadline:
             time.sleep(0.002)
         return
@@ -59,15 +59,15 @@ def test_killed_and_resumed_is_identical_to_straight(world_size: int, tmp_path: 
         number += 1
         run = make_run(tmp_path, digits, f"killed-{number}", "optim.accumulation=2")
         while RunFolder(run).state() != "finished":
-            ranks = Ranks(run, world_size)
             attempt = len(read_attempts(RunFolder(run)))
+            ranks = Ranks(run, world_size)
             if kills < KILLS:
                 kind = ("any", "save", "evaluate")[kills % 3]
                 _wait_to_kill(run, ranks, attempt, kind, chance)
                 one = [chance.randrange(world_size)] if chance.random() < 0.25 else None
                 was_alive = ranks.alive()
                 ranks.kill(one)
-                ranks.wait(60)
+                ranks.end(5)
                 if was_alive and RunFolder(run).state() != "finished":
                     kills += 1
                     inside += sorted(open_phases(run, attempt) & {"save", "evaluate"})[:1]

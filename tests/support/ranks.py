@@ -21,7 +21,15 @@ from hrdc_hpc.engine.place import NeverStop, Place, Stop
 
 _contexts = multiprocessing.get_context("forkserver")
 _contexts.set_forkserver_preload(
-    ["torch", "torch.utils.tensorboard", "torch.distributed", "nvidia.dali.fn", "hrdc_hpc.engine.trainer", "ranks"]
+    # torch's optimizers import its compiler, which takes longer than a small run
+    [
+        "torch",
+        "torch._dynamo",
+        "torch._inductor",
+        "torch.utils.tensorboard",
+        "nvidia.dali.fn",
+        "hrdc_hpc.engine.trainer",
+    ]
 )
 _numbers = itertools.count()
 
@@ -87,6 +95,14 @@ class Ranks:
     def alive(self) -> bool:
         """Whether any rank still runs."""
         return any(process.is_alive() for process in self.processes)
+
+    def end(self, grace_s: float) -> None:
+        """Kill what is left after a while, as srun --kill-on-bad-exit does."""
+        deadline = time.monotonic() + grace_s
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.kill()
+        self.wait()
 
     def wait(self, timeout_s: float = 120) -> list[int]:
         """Return the exit codes; kill and fail if it takes too long."""
