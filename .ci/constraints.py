@@ -1,7 +1,8 @@
 """Writes constraints.txt: `make constraints`. Resolves, installs nothing; takes some minutes.
 
-The pins under CHOSEN stay as they are: torchvision does not name the torch that it was built for, so the resolver would
-take a newer one. The rest is resolved by pip on the oldest Python and, keeping that, on each newer one: one list for all.
+The pins under CHOSEN stay as they are: torchvision does not name the torch that it was built for, and the resolver
+would take a newer one. The rest is resolved by pip on the oldest Python and, keeping that, on each newer one: one list
+for all of them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main(interpreters: list[str]) -> int:
     chosen = _chosen(TARGET.read_text())
     pins = dict(chosen)
     for interpreter in found:
-        print(f"constraints: resolving with {interpreter}", flush=True)
+        sys.stderr.write(f"constraints: resolving with {interpreter}\n")
         pins |= _resolve(interpreter, pins)
     local = [f"{name}=={version}" for name, version in pins.items() if "+" in version]
     if local:
@@ -51,7 +52,7 @@ def main(interpreters: list[str]) -> int:
         + "\n# Resolved\n"
         + "".join(f"{name}=={pins[name]}\n" for name in rest)
     )
-    print(f"constraints: wrote {len(pins)} versions to {TARGET.name}")
+    sys.stderr.write(f"constraints: wrote {len(pins)} versions to {TARGET.name}\n")
     return 0
 
 
@@ -69,7 +70,9 @@ def _resolve(interpreter: str, pins: dict[str, str]) -> dict[str, str]:
         pip = [sys.executable, "-m", "pip", "--python", interpreter, "install", "--quiet", "--dry-run"]
         options = ["--ignore-installed", "--report", str(report), "--constraint", str(given)]
         subprocess.run([*pip, *options, f"{ROOT}[{EXTRAS}]"], check=True)
-        packages = [item for item in json.loads(report.read_text())["install"] if "dir_info" not in item["download_info"]]
+        packages = [
+            item for item in json.loads(report.read_text())["install"] if "dir_info" not in item["download_info"]
+        ]
     return {item["metadata"]["name"]: item["metadata"]["version"] for item in packages}
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from devcluster.settings import Folder, Settings, base_folder, default_folder
 from devcluster.supervisor import ClusterError, down, environment, find, running, supervise, tail
 
-FAILED, CANNOT = 1, 78
-"""Exit codes: the cluster did not come up or end; it cannot, whatever is tried (package missing, wrong option)."""
+FAILED, CANNOT, INTERRUPTED = 1, 78, 130
+"""Exit codes: the cluster did not come up or end; it cannot, however often tried (package missing, wrong option)."""
 
 _PACKAGES = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sinfo": "slurm-wlm"}
 _HELP = """\
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClusterError as error:
         _complain(str(error))
         return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _up(args: argparse.Namespace) -> int:
@@ -111,14 +113,14 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _bring_up(folder: Folder, settings: Settings, owner: int | None) -> None:
-    """Start the supervisor and wait for its answer. On an error nothing is left running; the folder stays, for its logs."""
+    """Start the supervisor and wait for its answer. After an error nothing runs; the folder stays, for its logs."""
     _check_machine()
     _make(folder)
     options = [f"--{field.name.removesuffix('_s')}={getattr(settings, field.name)}" for field in fields(Settings)]
     options += [f"--owner={owner}"] if owner is not None else []
     with (folder.logs / "supervisor.log").open("wb") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, sys.argv[0], "supervise", f"--dir={folder.path}", *options],
+            [sys.executable, str(Path(sys.argv[0]).resolve()), "supervise", f"--dir={folder.path}", *options],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, cwd="/",
         )  # fmt: skip
     assert supervisor.stdout is not None, "it has a pipe"
@@ -146,7 +148,9 @@ def _check_machine() -> None:
 def _make(folder: Folder) -> None:
     """Make the folder, empty but for logs/; one that an earlier cluster left is cleared, anybody else's is refused."""
     if alive := running(folder):
-        raise ClusterError(f"a cluster runs in {folder.path} already ({', '.join(alive)}); end it first: dev-cluster down")
+        raise ClusterError(
+            f"a cluster runs in {folder.path} already ({', '.join(alive)}); end it first: dev-cluster down"
+        )
     if folder.record.exists():
         down(folder)
         shutil.rmtree(folder.path)
@@ -163,9 +167,11 @@ def _call(command: Sequence[str], environ: dict[str, str]) -> int:
         process = subprocess.Popen(command, env=environ)
     except OSError as error:
         raise ValueError(f"run: cannot start {command[0]}: {error.strerror}") from error
+    # Ctrl-C reaches the command as well, and what it means is for the command to say: a shell stays
+    signal.signal(signal.SIGINT, lambda *_: None)
     try:
         code = process.wait()
-    except BaseException:  # a signal to us; Ctrl-C has reached the command as well
+    except SystemExit:
         process.terminate()
         process.wait()
         raise

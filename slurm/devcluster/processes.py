@@ -63,11 +63,14 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def reap() -> None:
-    """Let ended children go, adopted ones too."""
-    with contextlib.suppress(ChildProcessError):
+def reap() -> bool:
+    """Let ended children go, adopted ones too; whether no child is left."""
+    try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
+    except ChildProcessError:
+        return True
+    return False
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, pause_s: float = 0.05) -> bool:

@@ -1,4 +1,4 @@
-"""What a cluster is: its size, its folder, its ports, and the slurm.conf that says so to SLURM. Pure but for the ports."""
+"""What a cluster is: its size, its folder, its ports, and the slurm.conf that tells SLURM."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ class Folder:
         """Raise ValueError where sockets in this folder would have too long a name, or slurm.conf could not hold it."""
         longest = len(os.fsencode(self.munge_socket)) + 5  # munged adds '.lock'
         if longest > 107:  # sun_path of unix(7), less the closing zero
-            raise ValueError(f"--dir: {self.path} is {longest - 107} characters too long for a socket; take a shorter path")
+            raise ValueError(
+                f"--dir: {self.path} is {longest - 107} characters too long for a socket; take a shorter path"
+            )
         if any(character.isspace() or character in "#,=\"'\\%" for character in str(self.path)):
             raise ValueError(f"--dir: {self.path} holds a space or one of #,=\"'\\% , which slurm.conf cannot quote")
 
@@ -101,8 +103,10 @@ def free_ports(count: int) -> list[int]:
     raise RuntimeError(f"no {count} free ports between 20000 and 32000 on this machine; end what listens there")
 
 
-def slurm_conf(settings: Settings, folder: Folder, ports: Sequence[int], *, host: str, user: str, memory_mb: int) -> str:
-    """The text of slurm.conf. `ports`: the controller's, then one per node; `memory_mb`: what each node claims to have."""
+def slurm_conf(
+    settings: Settings, folder: Folder, ports: Sequence[int], *, host: str, user: str, memory_mb: int
+) -> str:
+    """The text of slurm.conf. `ports`: the controller's, then one per node; `memory_mb`: what each node claims."""
     nodes = "".join(
         f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port}"
         f" CPUs={settings.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={settings.cpus} ThreadsPerCore=1"
@@ -128,6 +132,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
+MailProg=/bin/true
 SwitchType=switch/none
 
 # several nodes on one machine, each with as many CPUs as was asked for

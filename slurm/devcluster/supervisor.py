@@ -1,4 +1,4 @@
-"""The process that holds a cluster: parent of all its daemons, and by adoption of all its jobs, until it is told to end.
+"""The process that holds a cluster: parent of all its daemons, and by adoption of all its jobs, until told to end.
 
 Being the parent is what makes a complete end possible without cgroups: slurmd lets its job steps go as orphans on
 purpose, and whatever a job leaves behind becomes a child of this process as well.
@@ -55,7 +55,13 @@ def ask(folder: Folder, *command: str) -> str:
     """Output of a SLURM command on this cluster; empty where it fails or the controller does not answer."""
     try:
         done = subprocess.run(
-            command, env=environment(folder), capture_output=True, text=True, timeout=10, check=False, stdin=subprocess.DEVNULL
+            command,
+            env=environment(folder),
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
@@ -65,7 +71,7 @@ def ask(folder: Folder, *command: str) -> str:
 def supervise(folder: Folder, settings: Settings, owner: int | None) -> None:
     """Bring the cluster up, say on standard output how that went (one line of JSON), hold it until SIGTERM, end it all.
 
-    `owner`: a process with which the cluster ends, however that process ends; None: it stays until `down`.
+    `owner`: a process with which the cluster ends, and its folder goes, however that process ends; None: until `down`.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the command, which ends us by SIGTERM
@@ -86,6 +92,7 @@ def supervise(folder: Folder, settings: Settings, owner: int | None) -> None:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _end(daemons)
+    shutil.rmtree(folder.path)  # the owner has ended: nobody is left to call down
 
 
 def _report(result: dict[str, object]) -> None:
@@ -109,7 +116,12 @@ def _start(folder: Folder, settings: Settings, daemons: dict[str, subprocess.Pop
 
 
 def _write_files(folder: Folder, settings: Settings) -> None:
-    for path in (folder.logs, folder.munge_key.parent, folder.controller_state, *map(folder.spool, settings.node_names)):
+    for path in (
+        folder.logs,
+        folder.munge_key.parent,
+        folder.controller_state,
+        *map(folder.spool, settings.node_names),
+    ):
         path.mkdir(parents=True, exist_ok=True)
     folder.munge_key.touch(mode=0o600)
     folder.munge_key.write_bytes(secrets.token_bytes(128))
@@ -154,7 +166,9 @@ def _wait_until_idle(folder: Folder, settings: Settings, daemons: dict[str, subp
             return
         time.sleep(0.2)
     if not states:
-        raise ClusterError(f"slurmctld did not answer within {READY_TIMEOUT_S} s\n{tail(folder, ['slurmctld', 'munged'])}")
+        raise ClusterError(
+            f"slurmctld did not answer within {READY_TIMEOUT_S} s\n{tail(folder, ['slurmctld', 'munged'])}"
+        )
     late = {name: state for name, state in states.items() if state != "idle"}
     listed = ", ".join(f"{name} is {state}" for name, state in late.items())
     reasons = ask(folder, "sinfo", "--list-reasons", "--noheader", "--format=%N: %E")
@@ -177,14 +191,15 @@ def _end(daemons: dict[str, subprocess.Popen[bytes]]) -> None:
     for process in daemons.values():
         if process.poll() is None:
             process.terminate()
-    ended = processes.wait_until(lambda: all(process.poll() is not None for process in daemons.values()), _END_TIMEOUT_S)
+    ended = processes.wait_until(
+        lambda: all(process.poll() is not None for process in daemons.values()), _END_TIMEOUT_S
+    )
     if not ended:
         sys.stderr.write("a daemon did not end on SIGTERM: killing it\n")
 
     def nothing_left() -> bool:
         processes.send(processes.descendants(os.getpid()), signal.SIGKILL)
-        processes.reap()
-        return not processes.descendants(os.getpid())
+        return processes.reap()
 
     processes.wait_until(nothing_left, _END_TIMEOUT_S)
 
@@ -224,9 +239,9 @@ def _steps(folder: Folder) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and (entry / "comm").read_text().strip() == "slurmstepd":
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+            is_step = entry.name.isdigit() and (entry / "comm").read_text().strip() == "slurmstepd"
+            if is_step and mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
         except OSError:  # it has ended, or is another user's
             continue
     return found
