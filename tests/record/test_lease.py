@@ -261,19 +261,23 @@ def test_one_of_several_contenders_wins(before: str, run: RunFolder, tmp_path: P
     processes = [context.Process(target=contend, args=(run.path, barrier, won, rounds)) for _ in range(number)]
     for process in processes:
         process.start()
-    for _ in range(rounds):
-        run.lease.unlink(missing_ok=True)
-        if before != "free":
-            Lease.acquire(run)
-            rewrite(run, **({"host": "n7"} if before == "expired" else {"pid_start": "1"}))
-            age(run, TTL_S + 1 if before == "expired" else 0)
-        barrier.wait(60)
-        barrier.wait(60)
-        assert won.read_text().splitlines()[-1].split()[1] == json.loads(run.lease.read_text())["token"]
-        assert helpers(run) == []
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
+    try:
+        for _ in range(rounds):
+            run.lease.unlink(missing_ok=True)
+            if before != "free":
+                Lease.acquire(run)
+                rewrite(run, **({"host": "n7"} if before == "expired" else {"pid_start": "1"}))
+                age(run, TTL_S + 1 if before == "expired" else 0)
+            barrier.wait(60)
+            barrier.wait(60)
+            assert won.read_text().splitlines()[-1].split()[1] == json.loads(run.lease.read_text())["token"]
+            assert helpers(run) == []
+        for process in processes:
+            process.join(30)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
     assert [line.split()[0] for line in won.read_text().splitlines()] == [str(n) for n in range(rounds)]
 
 
