@@ -16,11 +16,7 @@ from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.engine.checkpoint import Saver
 from hrdc_hpc.engine.checkpoint_files import MANIFEST, STATE, HashedFile, Manifest, render
 
-from savers import identical
-
-
-def free() -> None:
-    """The lease is held."""
+from savers import free, identical, none_expected
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep_last: int = 100) -> checkpoint.Saved:
@@ -51,7 +47,7 @@ def varied() -> dict[str, Any]:
         "tied": (tied, tied, tied.view(9), tied[:]),
         "kinds": {
             1: torch.tensor(3), 2: torch.randn(4).to(torch.bfloat16), 3: torch.tensor([True, False]),
-            4: torch.randn(3, dtype=torch.complex64).conj(), 5: torch.empty(0, 3), 6: torch.tensor(2.0, dtype=torch.float64),
+            4: torch.randn(3, dtype=torch.complex64).conj(), 5: torch.empty(0, 3), 6: torch.tensor(2.0).double(),
             7: torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), 8: nn.Parameter(torch.randn(2)),
             9: torch.randint(0, 255, (7,), dtype=torch.uint8), 10: torch.as_strided(torch.randn(4), (2, 2), (1, 1)),
         },
@@ -140,7 +136,7 @@ def test_state_changed_right_after_save_is_not_what_is_saved(tmp_path: Path) -> 
         assert loaded["view"].unique().tolist() == [step - 1]
         assert loaded["plain"] == {"step": step - 1}
         assert loaded["list"] == [1, *range(1, step)]
-    found = checkpoint.latest(tmp_path, on_damaged=lambda path, why: None)
+    found = checkpoint.latest(tmp_path, on_damaged=none_expected)
     assert found is not None
     assert (found.step, found.about) == (5, {"world_size": 6})
 
@@ -217,8 +213,12 @@ def test_large_steps_are_sorted_as_numbers(tmp_path: Path) -> None:
     for step in (100_000_000, 99_999_999, 5):
         save(tmp_path, step, {"step": step})
     (tmp_path / "step-000000007").mkdir()  # no name of ours
-    assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["step-00000005", "step-99999999", "step-100000000"]
-    found = checkpoint.latest(tmp_path, on_damaged=lambda path, why: None)
+    assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == [
+        "step-00000005",
+        "step-99999999",
+        "step-100000000",
+    ]
+    found = checkpoint.latest(tmp_path, on_damaged=none_expected)
     assert found is not None
     assert checkpoint.load(found.path) == {"step": 100_000_000}
 
@@ -228,7 +228,12 @@ def test_from_a_gpu_through_pinned_memory(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
     flat = torch.zeros(5_000_000, device="cuda")
-    state = {"flat": flat, "view": flat[100:200], "host": torch.zeros(3), "last": flat.view(50, 100, 1000).transpose(0, 2)}
+    state = {
+        "flat": flat,
+        "view": flat[100:200],
+        "host": torch.zeros(3),
+        "last": flat.view(50, 100, 1000).transpose(0, 2),
+    }
     files = {}
     for asynchronous in (False, True):
         saver = Saver(tmp_path / str(asynchronous), asynchronous=asynchronous, keep_last=9, lease_check=free)

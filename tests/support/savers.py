@@ -12,6 +12,31 @@ contexts = multiprocessing.get_context("forkserver")
 contexts.set_forkserver_preload(["torch", "hrdc_hpc.engine.checkpoint", "savers"])
 
 
+def free() -> None:
+    """Lease check of a lease that is held."""
+
+
+def none_expected(path: Path, why: str) -> None:
+    """Fail at a damaged checkpoint."""
+    raise AssertionError(f"{path}: {why}")
+
+
+def names(folder: Path) -> list[str]:
+    """Everything in a folder, by name."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def save_and_wait(saver: Any, step: int, state: dict[str, Any]) -> None:
+    """Save, and return once it is committed."""
+    saver.save(step, state, {})
+    saver.wait()
+
+
 def numbered_state(step: int, numbers: int = 100_000) -> dict[str, Any]:
     """A state whose every number tells its step."""
     import torch
@@ -44,18 +69,13 @@ def save_for_ever(folder: Path, asynchronous: bool, told: Path) -> None:
     torch.set_num_threads(1)
     descriptor = os.open(told, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def damaged(path: Path, why: str) -> None:
-        raise AssertionError(f"{path}: {why}")
-
     def saved(this: checkpoint.Saved) -> None:
         os.write(descriptor, f"{this.step}\n".encode())
 
     checkpoint.sweep(folder)
-    found = checkpoint.latest(folder, on_damaged=damaged)
+    found = checkpoint.latest(folder, on_damaged=none_expected)
     step = found.step if found else 0
-    saver = checkpoint.Saver(
-        folder, asynchronous=asynchronous, keep_last=2, lease_check=lambda: None, on_saved=saved
-    )
+    saver = checkpoint.Saver(folder, asynchronous=asynchronous, keep_last=2, lease_check=free, on_saved=saved)
     while True:
         step += 1
         saver.save(step, numbered_state(step), {"step": step})
@@ -65,9 +85,9 @@ def save_with_file_limit(folder: Path, limit_bytes: int, report: Path) -> None:
     """Save twice, the second time more than the system lets one file hold; write what that said to `report`."""
     from hrdc_hpc.engine import checkpoint
 
-    checkpoint.save(folder, 1, numbered_state(1, 1000), {}, lease_check=lambda: None, keep_last=5)
+    checkpoint.save(folder, 1, numbered_state(1, 1000), {}, lease_check=free, keep_last=5)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
     try:
-        checkpoint.save(folder, 2, numbered_state(2), {}, lease_check=lambda: None, keep_last=5)
+        checkpoint.save(folder, 2, numbered_state(2), {}, lease_check=free, keep_last=5)
     except RuntimeError as error:
         report.write_text(str(error))
