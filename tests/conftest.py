@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+pytest_plugins = ["session_rules"]
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

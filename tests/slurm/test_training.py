@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,21 +15,21 @@ from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
 
 from runs import differing, final_state, learnt
+from slurm_cluster import Slurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.dali, pytest.mark.slow, pytest.mark.timeout(600)]
 
 OVERRIDES = ("optim.epochs=12", "checkpoint.every_steps=10", "log.every_steps=1", "eval.every_epochs=3")
 
 
-def launch(slurm: Any, out: Path, digits: Path, name: str, *more: str) -> subprocess.CompletedProcess[str]:
+def launch(slurm: Slurm, out: Path, digits: Path, name: str, *more: str) -> subprocess.CompletedProcess[str]:
     """`python -m hrdc_hpc.launch --partition gpu --nodes 2 --cfg digits_lt.yaml ...` as a user types it."""
     command = [
         sys.executable, "-m", "hrdc_hpc.launch", "--partition", "gpu", "--nodes", "2", "--ranks-per-node", "1",
-        "--cfg", "digits_lt.yaml", "--name", name, "--out-dir", str(out), f"data.dataset.root={digits}", *OVERRIDES, *more,
+        "--cfg", "digits_lt.yaml", "--name", name, "--out-dir", str(out),
+        f"data.dataset.root={digits}", *OVERRIDES, *more,
     ]  # fmt: skip
-    return subprocess.run(
-        command, env={**os.environ, **slurm.env}, check=False, capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run(command, env=slurm.env, check=False, capture_output=True, text=True, timeout=300)
 
 
 def logs(run: Path) -> str:
@@ -41,7 +39,7 @@ def logs(run: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def finished(slurm: Any, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+def finished(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     out = tmp_path_factory.mktemp("slurm")
     ended = launch(slurm, out, digits, "straight", "--wait")
     assert ended.returncode == 0, ended.stdout + ended.stderr + logs(out / "straight")
@@ -57,7 +55,7 @@ def test_two_nodes_finish(finished: Path) -> None:
     assert str(finished / "code") in logs(finished), "ran from the snapshot"
 
 
-def test_requeued_run_resumes_and_ends_the_same(finished: Path, slurm: Any, digits: Path) -> None:
+def test_requeued_run_resumes_and_ends_the_same(finished: Path, slurm: Slurm, digits: Path) -> None:
     run = finished.parent / "requeued"
     submitted = launch(slurm, finished.parent, digits, "requeued")
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
