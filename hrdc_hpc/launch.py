@@ -77,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except submission.SubmissionRefused as error:
         _complain(str(error))
         return Exit.FAILED
+    except BrokenPipeError:  # '| head' has seen enough; nothing is left to be flushed into the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.DONE
     except ValueError as error:  # the user's: config, data, a launch that is refused
         _complain(str(error))
         return Exit.DO_NOT_REQUEUE

@@ -60,8 +60,8 @@ def look(config: RunConfig, run: Path) -> Found:
         what = "is finished" if state == "finished" else "was started"
         raise Refused(
             f"{run} {what} with other settings of what is learnt (there -> now):\n{shown}\n"
-            "Give this run another --name, or take back the change to go on with the old one, or go on all the same with"
-            " checkpoint.accept_changes=true. Nothing was touched."
+            "Give this run another --name, or take back the change to go on with the old one, or go on all the same"
+            " with checkpoint.accept_changes=true. Nothing was touched."
         )
     if state == "finished":
         return Found(folder, "finished")

@@ -13,8 +13,8 @@ _PLAIN = (bool, int, float, str, type(None))
 def on_host(state: dict[str, Any]) -> dict[str, Any]:
     """Return `state` with every tensor whole and in host memory; copies only what is not so already.
 
-    A view is saved without the rest of its storage; two that show the same values of one storage stay one. Dicts of
-    any kind come back as plain ones. Raises TypeError, naming the key, for what could not be loaded without running
+    A view is saved without the rest of its storage; views of the same values of one storage stay views of one. Dicts
+    of any kind come back as plain ones. Raises TypeError, naming the key, for what could not be loaded without running
     code: numpy scalars, sets, enums, tensor subclasses, any other object.
     """
     whole: dict[str, Any] = _walk(state, _Once(_whole))
@@ -56,7 +56,7 @@ def tensor_bytes(state: dict[str, Any]) -> int:
 
 
 class _Once:
-    """Converts tensors; those that show the same values of the same storage once."""
+    """Converts tensors; the same values of the same storage once, however they are viewed."""
 
     def __init__(self, convert: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._convert = convert
@@ -67,13 +67,17 @@ class _Once:
             raise TypeError(_refusal(where, tensor, "a plain tensor"))
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise TypeError(_refusal(where, tensor, "a dense tensor with values"))
-        view = (
-            tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(),
-            tensor.dtype, tensor.is_conj(), tensor.is_neg(),
+        dense = tensor.stride() == _layout(tensor)
+        values = (
+            tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.dtype, tensor.is_conj(),
+            tensor.is_neg(), tensor.numel() if dense else (tensor.shape, tensor.stride()),
         )  # fmt: skip
-        if view not in self._done:
-            self._done[view] = self._convert(tensor.detach())
-        return self._done[view]
+        if values not in self._done:
+            self._done[values] = self._convert(tensor.detach())
+        whole = self._done[values]
+        if not dense or (whole.shape, whole.stride()) == (tensor.shape, tensor.stride()):
+            return whole
+        return whole.as_strided(tensor.shape, tensor.stride())
 
 
 def _walk(state: Any, convert: _Once, where: str = "state") -> Any:

@@ -19,6 +19,7 @@ import torch
 
 from hrdc_hpc.config.load import loads
 from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.data.index import name_some
 from hrdc_hpc.data.loader import Batch
 from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.engine.agreement import Agreement
@@ -28,7 +29,7 @@ from hrdc_hpc.engine.ema import ema_weight
 from hrdc_hpc.engine.evaluation import Interrupted
 from hrdc_hpc.engine.journal import Journal, Meter, RunJournal, SilentJournal, closing, kept
 from hrdc_hpc.engine.learning_rate import learning_rate
-from hrdc_hpc.engine.parts import Parts, blank_batches, build_parts, open_images, step_draws
+from hrdc_hpc.engine.parts import Images, Parts, blank_batches, build_parts, open_images, step_draws
 from hrdc_hpc.engine.place import Place, Stop
 from hrdc_hpc.engine.processes import Processes, open_processes
 from hrdc_hpc.engine.state import Progress, about, capture, refuse_other_run, restore
@@ -73,10 +74,22 @@ def train(run: Path, place: Place, stop: Stop) -> Outcome:
         journal.phase("startup", "begin", 0)
         processes = stack.enter_context(open_processes(place, config.compute))
         images = open_images(config, processes, local_first=place.local_rank == 0)
+        note_left_out(images, journal)
         parts = build_parts(config, images, processes)
         stack.callback(parts.close)
         run_ = Run(folder, config, parts, processes, journal, lease, stop)
         return run_.to_the_end()
+
+
+def note_left_out(images: Images, journal: Journal) -> None:
+    """Say which files are not used because they cannot be read (data.on_bad_image: skip)."""
+    left_out = {index.split: [str(bad) for bad in index.skipped] for index in (images.train, images.evaluation)}
+    for split, files in left_out.items():
+        if files:
+            log.warning("%d files of the %s split are left out: %s", len(files), split, name_some(files))
+    if any(left_out.values()):
+        numbers = {split: len(files) for split, files in left_out.items()}
+        journal.write("left_out", 0, numbers=numbers, files={split: some[:100] for split, some in left_out.items()})
 
 
 class Run:
@@ -206,8 +219,9 @@ class Run:
         """Write a train record: the only place in the loop where the host waits for the device."""
         step = self.parts.step
         names = list(step.parts)
+        unread = sum(sum(loader.skipped.values()) for loader in self.parts.loaders.values())
         shares = torch.stack([step.loss, *(step.parts[name] for name in names)]).double().cpu()
-        loss, *parts = self.processes.sum(shares).tolist()
+        unread, loss, *parts = self.processes.sum(torch.cat([shares.new_tensor([unread]), shares])).tolist()
         reading = self.meter.read(self.progress.step)
         if self.lease:
             self.lease.check()
@@ -218,6 +232,7 @@ class Run:
             self.journal.write(
                 "train", self.progress.step, epoch=epoch, loss=loss, parts=dict(zip(names, parts, strict=True)),
                 scalars=scalars, lr=rate, grad_norm=float(step.grad_norm), nonfinite=int(step.nonfinite),
+                unread=int(unread),
                 samples=main.samples_hash(self.progress.step - 1), **reading,
             )  # fmt: skip
 

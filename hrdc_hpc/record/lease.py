@@ -161,7 +161,7 @@ def _try_to_take(path: Path, me: Holder, ttl_s: float) -> _Seen | None:
     claims.append(claim)
     # from here on nobody else may act, unless this process is too slow and is taken for dead itself
     now = _read(path)
-    if now is None or now.holder.token != lease.holder.token or not _stale(path, now, me, ttl_s, like=lease):
+    if now is None or now.holder.token != lease.holder.token or not _stale(path, now, me, ttl_s):
         claim.unlink(missing_ok=True)
         return now or lease
     aside = path.with_name(f"{_HELPERS}{me.token}")
@@ -175,13 +175,10 @@ def _try_to_take(path: Path, me: Holder, ttl_s: float) -> _Seen | None:
     return None
 
 
-def _stale(path: Path, seen: _Seen, me: Holder, ttl_s: float, like: _Seen | None = None) -> bool:
-    """Whether a lease or claim may be taken over; `like`, where given, is how it looked before it was claimed."""
-    if provably_dead(seen.holder) or replaced_by_requeue(seen.holder, me.job):
-        return True
-    if like is not None and like.touched_ns != seen.touched_ns:
-        return False
-    return _expired(path, seen, ttl_s)
+def _stale(path: Path, seen: _Seen, me: Holder, ttl_s: float) -> bool:
+    """Whether `me` may take over a lease or a claim."""
+    known_dead = provably_dead(seen.holder) or replaced_by_requeue(seen.holder, me.job)
+    return known_dead or _expired(path, seen, ttl_s)
 
 
 def _expired(path: Path, seen: _Seen, ttl_s: float) -> bool:

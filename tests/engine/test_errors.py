@@ -14,6 +14,7 @@ from hrdc_hpc.config.load import loads, to_yaml
 from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.metrics import read_metrics
 
 from ranks import Ranks
 from runs import differing, final_state, make_run
@@ -73,6 +74,41 @@ def test_global_batch_larger_than_the_data_set(tmp_path: Path, digits: Path) -> 
     log = ranks.logs()
     assert "500" in log
     assert "global_batch" in log
+
+
+@pytest.fixture
+def folder_of_images(tmp_path: Path, digits: Path) -> Path:
+    """A data set in class folders with one truncated image, 'train/0/cut.jpg'."""
+    root = tmp_path / "photographs"
+    for split in ("train", "val"):
+        (source,) = digits.rglob(split)
+        for label in "012":
+            (root / split / label).mkdir(parents=True)
+            for image in sorted((source / label).iterdir())[:16]:
+                shutil.copyfile(image, root / split / label / image.name)
+    whole = sorted((root / "train" / "0").iterdir())[0]
+    (root / "train" / "0" / "cut.jpg").write_bytes(whole.read_bytes()[:-200])
+    return root
+
+
+def test_truncated_image_stops_the_run_and_is_named(folder_of_images: Path, tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "stops", f"data.dataset={{name: image_folder, root: '{folder_of_images}'}}")
+    ranks = Ranks(run, 1)
+    assert ranks.wait() != [0]
+    log = ranks.logs()
+    assert "train/0/cut.jpg" in log
+    assert "on_bad_image" in log
+
+
+def test_truncated_image_is_skipped_and_counted(folder_of_images: Path, tmp_path: Path, digits: Path) -> None:
+    dataset = f"data.dataset={{name: image_folder, root: '{folder_of_images}'}}"
+    run = make_run(tmp_path, digits, "skips", dataset, "data.on_bad_image=skip")
+    ranks = Ranks(run, 2)
+    ranks.finish()
+    assert "1 files of the train split are left out" in ranks.logs()
+    (left_out,) = [r for r in read_metrics(RunFolder(run)) if r["kind"] == "left_out"]
+    assert left_out["numbers"] == {"train": 1, "val": 0}
+    assert "train/0/cut.jpg" in left_out["files"]["train"][0]
 
 
 @pytest.fixture

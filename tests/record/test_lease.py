@@ -93,7 +93,13 @@ def test_acquired_checked_renewed_released(run: RunFolder) -> None:
 def test_live_holder_is_refused_with_who_and_what_to_do(run: RunFolder, other: subprocess.Popen[bytes]) -> None:
     with pytest.raises(LeaseHeld) as error:
         Lease.acquire(run)
-    for word in (str(run.path), f"process {other.pid} on ", "Wait for the other or end it", "60 s", f"remove {run.lease}"):
+    for word in (
+        str(run.path),
+        f"process {other.pid} on ",
+        "Wait for the other or end it",
+        "60 s",
+        f"remove {run.lease}",
+    ):
         assert word in str(error.value)
     assert helpers(run) == []
 
@@ -136,7 +142,7 @@ def test_processes_hidden_from_us_are_alive(run: RunFolder, monkeypatch: pytest.
         raise PermissionError
 
     monkeypatch.setattr(holder_module.os, "kill", not_ours)
-    monkeypatch.setattr(holder_module, "_stat", lambda pid: None)
+    monkeypatch.setattr(holder_module, "_stat", lambda _: None)
     assert peek(run) == lease.holder
 
 
@@ -144,7 +150,7 @@ def test_a_zombie_with_a_running_thread_is_alive(run: RunFolder, monkeypatch: py
     lease = Lease.acquire(run)
     stat = holder_module._stat(os.getpid())
     assert stat
-    monkeypatch.setattr(holder_module, "_stat", lambda pid: ["Z", *stat[1:]])
+    monkeypatch.setattr(holder_module, "_stat", lambda _: ["Z", *stat[1:]])
     stay = threading.Event()
     thread = threading.Thread(target=stay.wait)
     thread.start()
@@ -261,19 +267,23 @@ def test_one_of_several_contenders_wins(before: str, run: RunFolder, tmp_path: P
     processes = [context.Process(target=contend, args=(run.path, barrier, won, rounds)) for _ in range(number)]
     for process in processes:
         process.start()
-    for _ in range(rounds):
-        run.lease.unlink(missing_ok=True)
-        if before != "free":
-            Lease.acquire(run)
-            rewrite(run, **({"host": "n7"} if before == "expired" else {"pid_start": "1"}))
-            age(run, TTL_S + 1 if before == "expired" else 0)
-        barrier.wait(60)
-        barrier.wait(60)
-        assert won.read_text().splitlines()[-1].split()[1] == json.loads(run.lease.read_text())["token"]
-        assert helpers(run) == []
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
+    try:
+        for _ in range(rounds):
+            run.lease.unlink(missing_ok=True)
+            if before != "free":
+                Lease.acquire(run)
+                rewrite(run, **({"host": "n7"} if before == "expired" else {"pid_start": "1"}))
+                age(run, TTL_S + 1 if before == "expired" else 0)
+            barrier.wait(60)
+            barrier.wait(60)
+            assert won.read_text().splitlines()[-1].split()[1] == json.loads(run.lease.read_text())["token"]
+            assert helpers(run) == []
+        for process in processes:
+            process.join(30)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
     assert [line.split()[0] for line in won.read_text().splitlines()] == [str(n) for n in range(rounds)]
 
 

@@ -33,7 +33,16 @@ def test_one_record_per_step_of_the_attempt_that_last_reached_it(run: RunFolder)
     write_steps(run, 1, range(5, 7), 2.0)  # went back to 4, came to 6
     write_steps(run, 10, range(4, 6), 3.0)  # attempt 10 comes after 2, not before it
     got = [(r["step"], r["loss"], r["attempt"]) for r in read_metrics(run)]
-    expected = [(1, 1.0, 0), (2, 1.0, 0), (3, 1.0, 0), (4, 3.0, 10), (5, 3.0, 10), (6, 2.0, 1), (7, 1.0, 0), (8, 1.0, 0)]
+    expected = [
+        (1, 1.0, 0),
+        (2, 1.0, 0),
+        (3, 1.0, 0),
+        (4, 3.0, 10),
+        (5, 3.0, 10),
+        (6, 2.0, 1),
+        (7, 1.0, 0),
+        (8, 1.0, 0),
+    ]
     assert got == expected
     assert len(read_raw(run.path)) == 12  # nothing is lost
 
@@ -100,9 +109,10 @@ def test_disk_full_in_the_middle_of_a_line(run: RunFolder, monkeypatch: pytest.M
         written, room[0] = real(descriptor, data[: room[0]]), 0
         return written
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patch:
         patch.setattr(files.os, "write", almost_full)
-        writer.write("train", 2)
+        with pytest.raises(OSError, match="No space left"):
+            writer.write("train", 2)
     writer.write("train", 3)
     writer.close()
     assert [r["step"] for r in read_metrics(run)] == [1, 3]
