@@ -23,8 +23,10 @@ help: ## this list
 	@echo "make TARGET    (PYTHON=python3.13 takes another Python for .venv; PYTEST_ARGS='-k kill' goes to pytest)"
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/installed-demo ## train on the embedded digits on 2 ranks, print balanced accuracy (the first time: installs 6.5 GB)
-	@$(BIN)/python -m hrdc_hpc.launch --cluster local --cfg digits_lt.yaml --name demo-$$(date +%Y%m%d-%H%M%S) --wait
+demo: .venv/installed-demo ## train on the embedded digits on 2 ranks (1 where there is one GPU), print balanced accuracy (the first time: installs 6.5 GB)
+	@gpus=$$(nvidia-smi -L 2>/dev/null | grep -c '^GPU'); ranks=$$((gpus == 1 ? 1 : 2)); \
+	$(BIN)/python -m hrdc_hpc.launch --cluster local --cfg digits_lt.yaml --name demo-$$(date +%Y%m%d-%H%M%S) --wait \
+	  --gpus-per-node $$((gpus < 2 ? gpus : 2)) --ranks-per-node $$ranks
 
 test: .venv/installed-test lint ## lint, types, import layers and all tests; SLURM tests where slurm-wlm and munge are installed
 	@echo "== tests"
