@@ -49,6 +49,8 @@ class Feed:
     counts_C: NDArray[np.float32]
     geometry: dict[str, NDArray[Any]]
     """As in pipeline.Inputs."""
+    samples_B6: NDArray[np.int64]
+    """As in Batch; not changed where GREY stands in."""
     grey_geometry: Mapping[str, NDArray[Any]]
     """The same of one GREY, without the axis B."""
     encoded_B: list[Bytes] = field(default_factory=list)

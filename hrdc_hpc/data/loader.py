@@ -48,6 +48,8 @@ class Batch:
     """Image number, -1 for padding."""
     class_counts_C: torch.Tensor
     """float32, on the device: images per class of the *global* batch; in evaluation of this batch."""
+    samples_B6: NDArray[np.int64]
+    """Image number, crop (top, left, height, width) and flip: what was drawn for each place; empty in evaluation."""
     step: int
     """0-based step of the run; in evaluation the number of the batch."""
     epoch: int
@@ -211,6 +213,7 @@ class _Loader:
             positions_B=feed.positions_B,
             indices_B=feed.indices_B,
             class_counts_C=self._to_device(feed.counts_C),
+            samples_B6=feed.samples_B6,
             step=feed.step,
             epoch=feed.epoch,
         )
@@ -273,10 +276,7 @@ class TrainLoader(_Loader):
     def samples_hash(self, step: int) -> str:
         """Hash over image numbers, crops and flips of the step's global batch; the same on any number of ranks."""
         epoch, positions_G, indices_G = self._order(step)
-        digest = hashlib.blake2b(indices_G.astype("<i8").tobytes(), digest_size=16)
-        for values in self._crops(epoch, positions_G, indices_G):
-            digest.update(values.astype("<i4").tobytes())
-        return digest.hexdigest()
+        return samples_digest(_samples(indices_G, *self._crops(epoch, positions_G, indices_G)))
 
     def _order(self, step: int) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
         return order.global_batch(
@@ -314,8 +314,20 @@ class TrainLoader(_Loader):
             indices_B=indices_B,
             counts_C=self._counts(indices_G),
             geometry={"anchor": anchors_B2, "shape": shapes_B2, "flip": flips_B},
+            samples_B6=_samples(indices_B, anchors_B2, shapes_B2, flips_B),
             grey_geometry=_GREY_CROP,
         )
+
+
+def _samples(
+    indices_B: NDArray[np.int64], anchors_B2: crops.Ints, shapes_B2: crops.Ints, flips_B: crops.Ints
+) -> NDArray[np.int64]:
+    return np.column_stack([indices_B, anchors_B2, shapes_B2, flips_B]).astype(np.int64)
+
+
+def samples_digest(samples_G6: NDArray[np.int64]) -> str:
+    """Hash over the samples of a global batch, in the order of their positions (Batch.samples_B6)."""
+    return hashlib.blake2b(samples_G6.astype("<i8").tobytes(), digest_size=16).hexdigest()
 
 
 _GREY_CROP: Mapping[str, NDArray[Any]] = {
@@ -378,6 +390,7 @@ class EvalLoader(_Loader):
             indices_B=indices_B,
             counts_C=self._counts(indices_B[indices_B >= 0]),
             geometry={"size": size_B2, "anchor": anchor_B2},
+            samples_B6=np.empty((0, 6), np.int64),
             grey_geometry=self._grey_geometry,
         )
 

@@ -1,8 +1,9 @@
 """All ranks agree on the step at which to stop, without waiting for each other at every step.
 
-Every k steps the ranks start an all-reduce (MAX) of their flags on the control group and read the result of the one
-started k steps before. Rank 0 measures the step time and proposes k, in the same reduction, so that a stop is agreed
-within about a second whatever the step time; k is therefore the same on all ranks.
+Every k steps the ranks start an all-reduce (MAX) of their flags on the control group, and read its result one step
+later, when it has long arrived. Rank 0 measures the step time and proposes k in the same reduction, so k is the same on
+all ranks. A rank that is told to stop is heeded within k + 1 steps: a quarter of a second where steps are short, and
+never more than 9 steps, also where they become slow all of a sudden.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from hrdc_hpc.engine.processes import Processes
 
 REASONS = ("", "other", "SIGUSR1", "SIGUSR2", "SIGTERM")
 """Why to stop, by code; where ranks differ the last one wins."""
-_ANSWER_S = 0.5
-_LONGEST = 256
+_EVERY_S = 0.25
+_LONGEST = 8
 
 
 def code_of(reason: str | None) -> int:
@@ -28,6 +29,11 @@ def code_of(reason: str | None) -> int:
     return REASONS.index(reason) if reason in REASONS else 1
 
 
+def period_of(step_s: float) -> int:
+    """Steps from one question to the next for a step time in seconds."""
+    return max(1, min(_LONGEST, int(_EVERY_S / max(step_s, 1e-9))))
+
+
 class Agreement:
     """Asked once per step by every rank; answers the same on every rank."""
 
@@ -35,32 +41,41 @@ class Agreement:
         self._processes = processes
         self._stop = stop
         self._period = 1
-        self._steps = 0
-        self._since = time.monotonic()
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
+        self._measure_anew()
 
     def reason(self) -> str | None:
-        """Why to stop after this step, or None; at most two periods after a rank was told to."""
+        """Why to stop after this step, or None."""
         self._steps += 1
-        if self._steps < self._period:
-            return None
         answer = self._collect()
-        self._ask()
-        self._steps = 0
+        if self._steps >= self._period:
+            self._ask()
         return answer
 
     def reason_now(self) -> str | None:
-        """The same, but waits for all ranks; for evaluation and warm-up, where there are no short steps."""
-        return self._collect() or self._one_round()
+        """The same, but waits for all ranks; for evaluation, which has no short steps."""
+        answer = self._collect()
+        if answer is None:
+            self._ask()
+            answer = self._collect()
+        self._measure_anew()
+        return answer
 
-    def _one_round(self) -> str | None:
-        self._ask()
-        return self._collect()
+    def close(self) -> None:
+        """Finish a reduction under way, so that the group can be taken down."""
+        self._collect()
+
+    def _measure_anew(self) -> None:
+        self._steps = 0
+        self._since = time.monotonic()
 
     def _ask(self) -> None:
-        flags = torch.tensor([code_of(self._stop.reason()), self._proposal()])
+        step_s = (time.monotonic() - self._since) / max(1, self._steps)
+        proposal = period_of(step_s) if self._processes.first else 0
+        flags = torch.tensor([code_of(self._stop.reason()), proposal])
         work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._processes.control, async_op=True)
         self._pending = (flags, work)
+        self._measure_anew()
 
     def _collect(self) -> str | None:
         if self._pending is None:
@@ -71,16 +86,3 @@ class Agreement:
         code, period = flags.tolist()
         self._period = max(1, period)
         return REASONS[code] or None
-
-    def _proposal(self) -> int:
-        now = time.monotonic()
-        step_s = (now - self._since) / max(1, self._steps)
-        self._since = now
-        if not self._processes.first:
-            return 0
-        return max(1, min(_LONGEST, int(_ANSWER_S / max(step_s, 1e-6)), 2 * self._period))
-
-    def close(self) -> None:
-        """Finish a reduction under way, so that the group can be taken down."""
-        if self._pending is not None:
-            self._collect()

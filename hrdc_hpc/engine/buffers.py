@@ -12,8 +12,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from hrdc_hpc.engine.processes import Processes
-
 
 class FlatBuffers:
     """All floating-point buffers of a module, moved into one tensor `flat` [n] that they are views of."""
@@ -37,10 +35,6 @@ class FlatBuffers:
             owner.register_buffer(name, view)
             start += buffer.numel()
 
-    def by_rank(self, processes: Processes) -> torch.Tensor:
-        """Return a host copy of every rank's statistics, [world_size, n]."""
-        return processes.gather_rows(self.flat.detach().cpu())
-
     @contextmanager
     def holding(self, values: torch.Tensor) -> Iterator[None]:
         """Put `values` [n] in the network for the length of the block."""
@@ -52,11 +46,6 @@ class FlatBuffers:
             self.flat.copy_(own)
 
 
-def average(by_rank: torch.Tensor) -> torch.Tensor:
-    """Mean over the ranks of [world_size, n] -> [n], summed in float64 so that the order of ranks does not matter."""
-    return by_rank.double().mean(dim=0).float()
-
-
-def for_rank(by_rank: torch.Tensor, rank: int, world_size: int) -> torch.Tensor:
-    """The statistics [n] that a rank starts from: its own on the same number of ranks, else the average."""
-    return by_rank[rank] if len(by_rank) == world_size else average(by_rank)
+def for_rank(by_rank: torch.Tensor, mean: torch.Tensor, rank: int, world_size: int) -> torch.Tensor:
+    """Return the statistics [n] that a rank starts from: its row of [W, n] on as many ranks, else the mean [n]."""
+    return by_rank[rank] if len(by_rank) == world_size else mean

@@ -40,13 +40,14 @@ from hrdc_hpc.engine.checkpoint_files import (
     read_state,
     render,
     set_aside,
+    step_of,
     verify,
 )
 from hrdc_hpc.engine.checkpoint_state import HostCopies, on_host, tensor_bytes
 from hrdc_hpc.record.files import TEMPORARY, fsync_folder
 
 __all__ = [
-    "Found", "Saved", "Saver", "folder_name", "latest", "list_checkpoints", "load", "problem", "save", "sweep",
+    "Found", "Saved", "Saver", "latest", "list_checkpoints", "load", "look", "problem", "save", "step_of", "sweep",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from hrdc_hpc.data.loader import Batch, EvalLoader, TrainLoader
 from hrdc_hpc.data.order import rank_slice
 from hrdc_hpc.data.philox import uniforms
 from hrdc_hpc.engine.evaluation import Evaluator
-from hrdc_hpc.engine.precision import pick_precision
+from hrdc_hpc.engine.precision import Precision, pick_precision
 from hrdc_hpc.engine.processes import Processes
 from hrdc_hpc.engine.step import TrainStep
 from hrdc_hpc.methods.base import Method
@@ -46,6 +46,7 @@ class Parts:
     images: Images
     method: Method
     step: TrainStep
+    precision: Precision
     loaders: dict[str, TrainLoader]
     evaluator: Evaluator
 
@@ -89,7 +90,13 @@ def build_model(config: RunConfig, classes: ClassInfo, device: torch.device) -> 
 
 
 def build_parts(config: RunConfig, images: Images, processes: Processes) -> Parts:
-    """Build everything that the training loop drives, on every rank."""
+    """Build everything that the training loop drives, on every rank. ValueError for more pieces than images."""
+    share = config.optim.global_batch // processes.world_size
+    if config.optim.accumulation > share:
+        raise ValueError(
+            f"optim.accumulation: {config.optim.accumulation} pieces, but a rank's share of a step is {share} images"
+            f" ({config.optim.global_batch} over {processes.world_size} ranks); set it to at most {share}"
+        )
     network, method = build_model(config, images.classes, processes.device)
     precision = pick_precision(config.compute, processes.device)
     step = TrainStep(network, method, config, precision, processes)
@@ -114,7 +121,7 @@ def build_parts(config: RunConfig, images: Images, processes: Processes) -> Part
     evaluator = Evaluator(
         network, method, eval_loader(config, images.evaluation, processes), config, images.classes, precision, processes
     )
-    return Parts(images, method, step, loaders, evaluator)
+    return Parts(images, method, step, precision, loaders, evaluator)
 
 
 def eval_loader(config: RunConfig, index: ImageIndex, processes: Processes) -> EvalLoader:
@@ -141,17 +148,22 @@ def blank_batches(config: RunConfig, parts: Parts, processes: Processes) -> dict
         positions_B=np.arange(part.start, part.stop),
         indices_B=np.zeros(number, np.int64),
         class_counts_C=torch.ones(parts.images.classes.number, device=device),
+        samples_B6=np.empty((0, 6), np.int64),
         step=0,
         epoch=0,
     )
     return dict.fromkeys(parts.loaders, blank)
 
 
-def step_draws(
-    method: Method, seed: int, epoch: int, positions_B: np.ndarray, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """The random numbers that a method asked for, float32 [B, n] by purpose: functions of seed, epoch and position."""
-    return {
-        purpose: torch.from_numpy(uniforms(seed, purpose, epoch, positions_B, number, dtype=np.float32)).to(device)
+def step_draws(method: Method, seed: int, stream: str, batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the random numbers that a method asked for, float32 [B, n] by purpose.
+
+    They are functions of seed, stream, epoch, position and purpose alone.
+    """
+    drawn = {
+        purpose: uniforms(seed, purpose, batch.epoch, batch.positions_B, number, stream=stream, dtype=np.float32)
         for purpose, number in method.draws.items()
     }
+    on_gpu = device.type == "cuda"  # from pinned memory: the host does not wait for the copy
+    tensors = {purpose: torch.from_numpy(values) for purpose, values in drawn.items()}
+    return {p: (t.pin_memory() if on_gpu else t).to(device, non_blocking=True) for p, t in tensors.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,81 +9,102 @@ import torch
 from hrdc_hpc.config.compare import differences
 from hrdc_hpc.config.load import loads, to_yaml
 from hrdc_hpc.config.schema import RunConfig
-from hrdc_hpc.engine.buffers import average, for_rank
+from hrdc_hpc.engine.buffers import FlatBuffers, for_rank
 from hrdc_hpc.engine.processes import Processes
 from hrdc_hpc.engine.step import TrainStep
+from hrdc_hpc.models.network import Network
 
 
-@dataclass
-class Progress:
-    """How far a run is. The loader's state is the step alone: step * global_batch samples are consumed."""
+def capture(train_step: TrainStep, step: int, processes: Processes) -> dict[str, Any] | None:
+    """Gather the state after `step` steps; called by all ranks, returned on rank 0. Tensors are the run's own.
 
-    step: int = 0
-    """Optimizer steps done."""
-    evaluated: int = -1
-    """Step after which the last whole evaluation was made."""
-
-
-def capture(train_step: TrainStep, progress: Progress, processes: Processes) -> dict[str, Any]:
-    """Gather the state of a run; called by all ranks, the result is used by rank 0.
-
-    `network` holds the statistics averaged over the ranks, for evaluation; `buffers_by_rank` every rank's own, so that
-    a resume on as many ranks is exact at any step.
+    `network` and `ema` hold the weights, `buffers` and `ema_buffers` the batch-norm statistics: the mean over the
+    ranks, for evaluation, and every rank's own, so that a resume on as many ranks is exact at any step. The loader's
+    state is the step alone: step * global_batch samples are consumed.
     """
-    by_rank = train_step.buffers.by_rank(processes)
-    with train_step.buffers.holding(average(by_rank).to(processes.device)):
-        network = {name: value.detach().clone() for name, value in train_step.network.state_dict().items()}
+    buffers = _statistics(train_step.buffers.flat, processes)
+    ema_buffers = _statistics(train_step.ema.flat, processes) if train_step.ema else None
+    if not processes.first:
+        return None
     state = {
-        "step": progress.step,
-        "evaluated": progress.evaluated,
-        "network": network,
-        "buffers_by_rank": by_rank,
+        "step": step,
+        "network": dict(train_step.network.state_dict()),
+        "buffers": buffers,
         "optimizer": train_step.optimizer.state_dict()["state"],
         "nonfinite": train_step.nonfinite,
+        "nonfinite_in_a_row": train_step.nonfinite_in_a_row,
     }
     if train_step.scaler:
         state["scaler"] = train_step.scaler.state_dict()
     if train_step.ema:
         state["ema"] = train_step.ema.state()
-        state["ema_buffers_by_rank"] = processes.gather_rows(train_step.ema.flat.cpu())
+        state["ema_buffers"] = ema_buffers
     return state
 
 
-def restore(state: dict[str, Any], train_step: TrainStep, processes: Processes) -> Progress:
-    """Put a checkpoint's state back; on another number of ranks the statistics start from their average."""
+def _statistics(flat: torch.Tensor, processes: Processes) -> dict[str, torch.Tensor] | None:
+    own = flat.detach().cpu()
+    mean, by_rank = processes.mean(own), processes.gather_rows(own)
+    return None if by_rank is None else {"mean": mean, "by_rank": by_rank}
 
-    def own(by_rank: torch.Tensor) -> torch.Tensor:
-        return for_rank(by_rank, processes.rank, processes.world_size).to(processes.device)
+
+def restore(state: dict[str, Any], train_step: TrainStep, processes: Processes) -> int:
+    """Put a checkpoint's state back and return its step; on another number of ranks statistics start from their mean.
+
+    What the checkpoint lacks (another precision or a moving average was accepted) starts from the restored weights.
+    """
+
+    def own(statistics: dict[str, torch.Tensor]) -> torch.Tensor:
+        row = for_rank(statistics["by_rank"], statistics["mean"], processes.rank, processes.world_size)
+        return row.to(processes.device)
 
     train_step.network.load_state_dict(state["network"])
-    train_step.buffers.flat.copy_(own(state["buffers_by_rank"]))
+    train_step.buffers.flat.copy_(own(state["buffers"]))
     groups = train_step.optimizer.state_dict()["param_groups"]
     train_step.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
     train_step.rebind_rate()
     train_step.nonfinite.copy_(state["nonfinite"])
-    if train_step.scaler:
+    train_step.nonfinite_in_a_row.copy_(state["nonfinite_in_a_row"])
+    if train_step.scaler and "scaler" in state:
         train_step.scaler.load_state_dict(state["scaler"])
     if train_step.ema:
-        train_step.ema.restore(state["ema"], own(state["ema_buffers_by_rank"]))
-    return Progress(state["step"], state["evaluated"])
+        weights = state.get("ema") or dict(train_step.network.named_parameters())
+        train_step.ema.restore(weights, own(state.get("ema_buffers") or state["buffers"]))
+    step: int = state["step"]
+    return step
 
 
-def about(config: RunConfig, fingerprint: str, world_size: int) -> dict[str, Any]:
-    """What a checkpoint says of the run it belongs to."""
-    return {"config": to_yaml(config), "fingerprint": fingerprint, "world_size": world_size}
+def load_for_evaluation(network: Network, state: dict[str, Any], *, ema: bool) -> None:
+    """Put a checkpoint's weights, live or averaged, and the mean of the ranks' statistics into a network."""
+    network.load_state_dict(state["network"])
+    if ema:
+        network.load_state_dict(state["ema"], strict=False)  # weights only: the rest is in place
+    FlatBuffers(network).flat.copy_(state["ema_buffers" if ema else "buffers"]["mean"])
 
 
-def refuse_other_run(saved: dict[str, Any], config: RunConfig, fingerprint: str) -> None:
-    """Raise ValueError if a checkpoint was made under other semantic settings or on another data set."""
+def about(config: RunConfig, fingerprint: str, precision: str, world_size: int) -> dict[str, Any]:
+    """What a checkpoint says of the run it belongs to; `precision` is what 'auto' stood for."""
+    return {
+        "config": to_yaml(config), "fingerprint": fingerprint, "precision": precision, "world_size": world_size,
+    }  # fmt: skip
+
+
+def refuse_other_run(saved: dict[str, Any], config: RunConfig, fingerprint: str, precision: str | None) -> None:
+    """Raise ValueError if a checkpoint was made under other semantic settings or on another data set.
+
+    `precision` is what the config's stands for on this device; None where it may differ, in evaluation.
+    """
     if config.checkpoint.accept_changes:
         return
     old = loads(saved["config"], "the checkpoint's config")
     changed = [d for d in differences(old, config) if not d.operational]
     lines = [f"  {d.key}: {d.old} in the checkpoint, {d.new} now" for d in changed]
+    if precision is not None and saved["precision"] != precision:
+        lines.append(f"  compute.precision: {saved['precision']} in the checkpoint, {precision} on this device")
     if saved["fingerprint"] != fingerprint:
         lines.append(f"  the data set: fingerprint {saved['fingerprint']} in the checkpoint, {fingerprint} now")
     if lines:
         raise ValueError(
             "the checkpoint was made by a run that learns something else:\n" + "\n".join(lines) + "\n"
-            "Give the new run another name, set these back, or resume all the same with checkpoint.accept_changes=true."
+            "Give the new run another name, set these back, or go on all the same with checkpoint.accept_changes=true."
         )

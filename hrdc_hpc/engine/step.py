@@ -111,6 +111,8 @@ class TrainStep:
         self.optimizer = self._make_optimizer(config)
         self.nonfinite = torch.zeros((), device=device)
         """Steps skipped because their gradients were not finite."""
+        self.nonfinite_in_a_row = torch.zeros((), device=device)
+        """How many of the last steps were skipped without one between them that was not."""
         self.grad_norm = torch.zeros((), device=device)
         self.loss = torch.zeros((), device=device)
         """This rank's share of the last step's loss; the shares of all ranks add up to it."""
@@ -200,5 +202,6 @@ class TrainStep:
             self.scaler.update()
         self.buffers.flat.copy_(torch.where(bad.bool(), buffers_before, self.buffers.flat))
         self.nonfinite += bad
+        self.nonfinite_in_a_row.copy_((self.nonfinite_in_a_row + 1) * bad)
         if self.ema:
             self.ema.update(self._scalar_views[EMA_WEIGHT] * (1 - bad))

@@ -20,10 +20,9 @@ import torch
 from hrdc_hpc.config.load import loads
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.data.index import name_some
-from hrdc_hpc.data.loader import Batch
+from hrdc_hpc.data.loader import Batch, samples_digest
 from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.engine.agreement import Agreement
-from hrdc_hpc.engine.buffers import average
 from hrdc_hpc.engine.checkpoint import Saved, Saver
 from hrdc_hpc.engine.ema import ema_weight
 from hrdc_hpc.engine.evaluation import Interrupted
@@ -31,8 +30,8 @@ from hrdc_hpc.engine.journal import Journal, Meter, RunJournal, SilentJournal, c
 from hrdc_hpc.engine.learning_rate import learning_rate
 from hrdc_hpc.engine.parts import Images, Parts, blank_batches, build_parts, open_images, step_draws
 from hrdc_hpc.engine.place import Place, Stop
-from hrdc_hpc.engine.processes import Processes, open_processes
-from hrdc_hpc.engine.state import Progress, about, capture, refuse_other_run, restore
+from hrdc_hpc.engine.processes import Processes, call_off, open_processes
+from hrdc_hpc.engine.state import about, capture, refuse_other_run, restore
 from hrdc_hpc.engine.step import EMA_WEIGHT, LR
 from hrdc_hpc.record.attempts import begin_attempt
 from hrdc_hpc.record.folder import RunFolder
@@ -41,6 +40,8 @@ from hrdc_hpc.record.metrics import read_metrics
 
 log = logging.getLogger(__name__)
 
+_HOPELESS = 50
+"""Steps skipped in a row; fp16 needs some to find its loss scale, at most about 20."""
 _LEASE_WAIT_S = 90.0
 """Longer than a lease lives: a holder that died without a trace has lost it by then."""
 
@@ -66,13 +67,18 @@ def train(run: Path, place: Place, stop: Stop) -> Outcome:
     with ExitStack() as stack:
         lease = attempt = None
         if place.rank == 0:  # before peers are met: a second launch is refused at once
-            lease = stack.enter_context(kept(Lease.acquire(folder, place.job, wait_s=_LEASE_WAIT_S)))
-            attempt = begin_attempt(folder, {**place.job, "world_size": place.world_size})
+            try:
+                lease = stack.enter_context(kept(Lease.acquire(folder, place.job, wait_s=_LEASE_WAIT_S)))
+                attempt = begin_attempt(folder, {**place.job, "world_size": place.world_size})
+            except Exception as error:
+                call_off(place, str(error))
+                raise
         journal: Journal = SilentJournal()
         if attempt:
             journal = stack.enter_context(closing(RunJournal(folder, attempt.number, config.log.tensorboard)))
         journal.phase("startup", "begin", 0)
-        processes = stack.enter_context(open_processes(place, config.compute))
+        gpus = config.cluster.gpus_per_node
+        processes = stack.enter_context(open_processes(place, config.compute, gpus_per_node=gpus))
         images = open_images(config, processes, local_first=place.local_rank == 0)
         note_left_out(images, journal)
         parts = build_parts(config, images, processes)
@@ -107,7 +113,10 @@ class Run:
         self.lease = lease
         self.per_epoch = parts.steps_per_epoch
         self.last_step = self.per_epoch * config.optim.epochs
-        self.progress = Progress()
+        self.step = 0
+        """Optimizer steps done."""
+        self.evaluated = False
+        """Whether the metrics hold the evaluation that is due at this step."""
         self.agreement = Agreement(processes, stop)
         self.meter = Meter(config.optim.global_batch, self.last_step)
         self.saver: Saver | None = None
@@ -115,7 +124,7 @@ class Run:
     def to_the_end(self) -> Outcome:
         """Start up, train, evaluate, save; return how it ended."""
         self._start()
-        self.journal.phase("startup", "end", self.progress.step)
+        self.journal.phase("startup", "end", self.step)
         try:
             reason = self._finish_evaluation() or self._steps()
             outcome = self._leave(reason)
@@ -145,10 +154,11 @@ class Run:
         if found is None:
             return
         path, told = found
-        refuse_other_run(told, self.config, self.parts.images.fingerprint)
-        self.progress = restore(checkpoint.load(path), self.parts.step, self.processes)
+        refuse_other_run(told, self.config, self.parts.images.fingerprint, self.parts.precision.name)
+        self.step = restore(checkpoint.load(path), self.parts.step, self.processes)
+        self.evaluated = self.processes.from_first(self.processes.first and self._evaluation_is_there())
         if self.processes.first:
-            log.info("resumed from %s (step %d of %d)", path, self.progress.step, self.last_step)
+            log.info("resumed from %s (step %d of %d)", path, self.step, self.last_step)
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
         def damaged(path: Path, why: str) -> None:
@@ -157,17 +167,20 @@ class Run:
         found = checkpoint.latest(self.folder.checkpoints, on_damaged=damaged)
         return (found.path, found.about) if found else None
 
+    def _evaluation_is_there(self) -> bool:
+        wanted = {"eval", "eval_ema"} if self.parts.step.ema else {"eval"}
+        return wanted <= {record["kind"] for record in read_metrics(self.folder) if record["step"] == self.step}
+
     def _finish_evaluation(self) -> str | None:
         """Make up for an evaluation that the attempt before was told to leave."""
-        step = self.progress.step
-        return self._evaluate() if self._evaluation_due(step) and self.progress.evaluated != step else None
+        return self._evaluate() if self._evaluation_due(self.step) and not self.evaluated else None
 
     # the loop
 
     def _steps(self) -> str | None:
         """Train to the last step; return why it stopped before, if so."""
-        self.journal.phase("train", "begin", self.progress.step)
-        first = self.progress.step
+        self.journal.phase("train", "begin", self.step)
+        first = self.step
         streams = [loader.batches(first, self.last_step) for loader in self.parts.loaders.values()]
         self.meter.restart()
         reason = None
@@ -175,10 +188,12 @@ class Run:
             with self.meter.waiting():
                 batches = dict(zip(self.parts.loaders, (next(stream) for stream in streams), strict=True))
             self._train_step(step, batches)
-            reason = self._after_step(step + 1) or self.agreement.reason()
+            reason = self._after_step(step + 1)
+            if step + 1 < self.last_step:  # what is trained to the end is not stopped any more
+                reason = reason or self.agreement.reason()
             if reason:
                 break
-        self.journal.phase("train", "end", self.progress.step)
+        self.journal.phase("train", "end", self.step)
         return reason
 
     def _train_step(self, step: int, batches: dict[str, Batch]) -> None:
@@ -190,14 +205,13 @@ class Run:
             **method.scalars(epoch, config.optim.epochs),
         }
         draws = {
-            name: step_draws(method, config.seed, epoch, batch.positions_B, self.processes.device)
-            for name, batch in batches.items()
+            name: step_draws(method, config.seed, name, batch, self.processes.device) for name, batch in batches.items()
         }
         self.parts.step(batches, draws, scalars)
-        self.progress.step = step + 1
+        self.step = step + 1
         self.meter.stepped()
         if self._log_due(step + 1):
-            self._log(epoch, scalars)
+            self._log(epoch, scalars, next(iter(batches.values())))
 
     def _after_step(self, done: int) -> str | None:
         """Evaluate and save where due: in this order, so that a checkpoint implies its evaluation."""
@@ -215,32 +229,50 @@ class Run:
             return False
         return done == self.last_step or (done // self.per_epoch) % self.config.eval.every_epochs == 0
 
-    def _log(self, epoch: int, scalars: dict[str, float]) -> None:
+    def _log(self, epoch: int, scalars: dict[str, float], batch: Batch) -> None:
         """Write a train record: the only place in the loop where the host waits for the device."""
         step = self.parts.step
         names = list(step.parts)
         unread = sum(sum(loader.skipped.values()) for loader in self.parts.loaders.values())
         shares = torch.stack([step.loss, *(step.parts[name] for name in names)]).double().cpu()
         unread, loss, *parts = self.processes.sum(torch.cat([shares.new_tensor([unread]), shares])).tolist()
-        reading = self.meter.read(self.progress.step)
+        reading = self.meter.read(self.step)
+        samples = self._samples(batch)
         if self.lease:
             self.lease.check()
-        if self.processes.first:
-            main = next(iter(self.parts.loaders.values()))
-            rate = scalars.pop(LR)
-            scalars.pop(EMA_WEIGHT)
-            self.journal.write(
-                "train", self.progress.step, epoch=epoch, loss=loss, parts=dict(zip(names, parts, strict=True)),
-                scalars=scalars, lr=rate, grad_norm=float(step.grad_norm), nonfinite=int(step.nonfinite),
-                unread=int(unread),
-                samples=main.samples_hash(self.progress.step - 1), **reading,
-            )  # fmt: skip
+        rate = scalars[LR]
+        self.journal.write(
+            "train", self.step, epoch=epoch, loss=loss, parts=dict(zip(names, parts, strict=True)),
+            scalars={name: value for name, value in scalars.items() if name not in (LR, EMA_WEIGHT)}, lr=rate,
+            grad_norm=float(step.grad_norm), nonfinite=int(step.nonfinite), unread=int(unread), samples=samples,
+            **reading,
+        )  # fmt: skip
+        self._refuse_to_diverge(int(step.nonfinite_in_a_row), rate)
+        self.meter.restart()
+
+    def _samples(self, batch: Batch) -> str:
+        """Hash of what the ranks were really given for this step, which must be what the order says."""
+        digest = samples_digest(self.processes.concatenate(batch.samples_B6))
+        wanted = next(iter(self.parts.loaders.values())).samples_hash(self.step - 1)
+        assert digest == wanted, f"step {self.step}: the ranks were given other samples than the order says"
+        return digest
+
+    def _refuse_to_diverge(self, in_a_row: int, rate: float) -> None:
+        if in_a_row == 0:
+            return
+        log.warning("step %d: gradients are not finite; the last %d steps were skipped", self.step, in_a_row)
+        if in_a_row >= _HOPELESS:
+            raise ValueError(
+                f"step {self.step}: the last {in_a_row} steps were skipped because their gradients were not finite"
+                f" (learning rate {rate:g}). The run has diverged and would do so again: lower optim.lr, lengthen"
+                " optim.warmup_epochs, or set compute.precision to bf16 or fp32"
+            )
 
     # evaluation and saving
 
     def _evaluate(self) -> str | None:
         """Evaluate live and averaged weights; return a reason to stop that came meanwhile."""
-        step, parts = self.progress.step, self.parts
+        step, parts = self.step, self.parts
         self.journal.phase("evaluate", "begin", step)
         try:
             self._evaluate_as("eval", parts.step.buffers.flat)
@@ -252,26 +284,26 @@ class Run:
         finally:
             self.journal.phase("evaluate", "end", step)
             self.meter.restart()
-        self.progress.evaluated = step
         return None
 
     def _evaluate_as(self, kind: str, flat: torch.Tensor) -> None:
         start = time.perf_counter()
-        mean = average(self.processes.gather_rows(flat.cpu())).to(self.processes.device)
+        mean = self.processes.mean(flat.cpu()).to(self.processes.device)
         with self.parts.step.buffers.holding(mean):
             accuracy = self.parts.evaluator.run(told_to_stop=self.agreement.reason_now)
         seconds = time.perf_counter() - start
-        epoch = self.progress.step // self.per_epoch
-        self.journal.write(kind, self.progress.step, epoch=epoch, accuracy=accuracy, seconds=seconds)
+        epoch = self.step // self.per_epoch
+        self.journal.write(kind, self.step, epoch=epoch, accuracy=accuracy, seconds=seconds)
 
     def _save(self) -> None:
         """Hand the state to the saver; metrics up to here are on disk before the checkpoint is."""
-        step = self.progress.step
+        step = self.step
         self.journal.phase("save", "begin", step)
-        state = capture(self.parts.step, self.progress, self.processes)
-        if self.saver:
+        state = capture(self.parts.step, step, self.processes)
+        if self.saver and state is not None:
             self.journal.sync()
-            told = about(self.config, self.parts.images.fingerprint, self.processes.world_size)
+            fingerprint, precision = self.parts.images.fingerprint, self.parts.precision.name
+            told = about(self.config, fingerprint, precision, self.processes.world_size)
             self.journal.write("save", step, stall_s=self.saver.save(step, state, told))
         self.meter.restart()
 
@@ -281,7 +313,7 @@ class Run:
 
     def _leave(self, reason: str | None) -> Outcome:
         """Save what is not saved yet, wait for the disk, and say how it ended."""
-        step = self.progress.step
+        step = self.step
         if reason:
             self._save()
         if self.saver:
@@ -297,7 +329,7 @@ class Run:
         last = {r["kind"]: r["accuracy"] for r in read_metrics(self.folder) if r["kind"].startswith("eval")}
         self.folder.write_summary(
             {
-                "step": self.progress.step,
+                "step": self.step,
                 "epoch": self.config.optim.epochs,
                 "primary": self.parts.method.primary,
                 "accuracy": last["eval"],
