@@ -39,7 +39,7 @@ lint: .venv/installed-test ## ruff, mypy and the import layers
 	@echo "== ruff check" && $(BIN)/ruff check
 	@echo "== ruff format" && $(BIN)/ruff format --check
 	@echo "== mypy" && $(BIN)/mypy
-	@echo "== import layers" && $(BIN)/lint-imports
+	@echo "== import layers" && $(BIN)/lint-imports --no-logo
 
 format: .venv/installed-test ## let ruff format the code and mend what it can
 	@$(BIN)/ruff check --fix-only
