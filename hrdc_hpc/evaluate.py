@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hrdc_hpc.config.load import loads
 from hrdc_hpc.config.schema import RunConfig
@@ -30,9 +30,14 @@ _MARK = "accuracy.json"
 """A folder with this file holds the outputs of an evaluation."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(78, f"evaluate: {message}; see --help\n")
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m hrdc_hpc.evaluate", description=__doc__)
+    parser = _Parser(prog="python -m hrdc_hpc.evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="operational settings, e.g. data.loader.threads=4"
@@ -42,7 +47,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="a new folder, or one with earlier outputs (default: RUN/report/step-<n>[-ema])"
     )
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

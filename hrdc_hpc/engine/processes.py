@@ -136,25 +136,25 @@ def open_processes(place: Place, compute: Compute, *, gpus_per_node: int = 0) ->
     if compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     store = _meet(place)
-    with _telling_why(store, place.rank):
-        dist.init_process_group(
-            backend="nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=place.rank,
-            world_size=place.world_size,
-            timeout=timedelta(seconds=START_TIMEOUT_S),
-            device_id=device if device.type == "cuda" else None,
-        )
-        try:
+    dist.init_process_group(
+        backend="nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timedelta(seconds=START_TIMEOUT_S),
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        with _telling_why(store, place.rank):
             control = dist.new_group(backend="gloo", timeout=timedelta(seconds=START_TIMEOUT_S))
             assert isinstance(control, dist.ProcessGroup)
             processes = Processes(place.rank, place.world_size, device, cores, control)
             _refuse_shared_gpus(processes)
             yield processes
-        finally:
-            dist.destroy_process_group()
-            if place.rank == 0:
-                place.rendezvous.unlink(missing_ok=True)
+    finally:
+        dist.destroy_process_group()
+        if place.rank == 0:
+            place.rendezvous.unlink(missing_ok=True)
 
 
 def call_off(place: Place, why: str) -> None:
@@ -172,12 +172,13 @@ def _telling_why(store: TCPStore, rank: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        first, cause = str(rank), ""
         with suppress(RuntimeError):  # the store lives in rank 0, which may be gone
             if not store.check([_FAILURE]):
                 store.set(_FAILURE, f"{rank} {type(error).__name__}: {error}")
             first, _, cause = store.get(_FAILURE).decode().partition(" ")
-            if rank == 0 and first != "0":
-                raise RuntimeError(f"rank {first} failed: {cause}") from error
+        if rank == 0 and first != "0":
+            raise RuntimeError(f"rank {first} failed: {cause}") from error
         raise
 
 

@@ -14,8 +14,10 @@ from hrdc_hpc.config.load import loads, to_yaml
 from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.lease import Lease
 from hrdc_hpc.record.metrics import read_metrics
 
+from faulty import train_at_once, train_but_rank_1_fails
 from ranks import Ranks
 from runs import differing, final_state, make_run
 
@@ -65,6 +67,69 @@ def test_changed_data_set_is_refused(finished: Path, tmp_path: Path, digits: Pat
     ranks = Ranks(run, 1)
     assert ranks.wait() != [0]
     assert "the data set: fingerprint" in ranks.logs()
+
+
+def test_another_precision_is_refused_though_the_config_is_the_same(finished: Path, tmp_path: Path) -> None:
+    run = reopened(finished, tmp_path)
+    manifests = [path / "manifest.json" for path in checkpoint.list_checkpoints(run / "checkpoints")]
+    assert all('"precision": "fp32"' in manifest.read_text() for manifest in manifests)
+    state = checkpoint.load(manifests[-1].parent)
+    told = checkpoint.look(manifests[-1].parent).about
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    checkpoint.save(
+        run / "checkpoints", state["step"], state, {**told, "precision": "fp16"}, lease_check=lambda: None, keep_last=1
+    )
+    ranks = Ranks(run, 1)
+    assert ranks.wait() != [0]
+    assert "compute.precision: fp16 in the checkpoint, fp32 on this device" in ranks.logs()
+
+
+def test_accepted_changes_start_what_was_not_there(finished: Path, tmp_path: Path) -> None:
+    accepted = "checkpoint.accept_changes=true"
+    run = reopened(finished, tmp_path, "compute.precision=fp16", "optim.ema_decay=0.5", accepted)
+    Ranks(run, 1).finish()
+    assert "scaler" in final_state(run)
+
+
+def test_diverged_run_ends_with_what_to_do(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "diverges", "optim.lr=1e30", "optim.epochs=20", "optim.warmup_epochs=0")
+    ranks = Ranks(run, 2)
+    assert 0 not in ranks.wait()
+    assert "ValueError: step" in ranks.logs()
+    assert "lower optim.lr" in ranks.logs()
+    assert RunFolder(run).summary() is None
+
+
+def test_gpus_were_asked_for_but_none_is_there(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "no-gpu", "compute.device=auto", "cluster.gpus_per_node=1")
+    ranks = Ranks(run, 1, environ={"CUDA_VISIBLE_DEVICES": ""})
+    assert ranks.wait() != [0]
+    assert "no CUDA-capable device is visible, though cluster.gpus_per_node is 1" in ranks.logs()
+
+
+def test_failing_rank_is_named_in_the_record(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "rank-1-fails")
+    ranks = Ranks(run, 2, target=train_but_rank_1_fails)
+    assert 0 not in ranks.wait(60)
+    Ranks(run, 2).finish()
+    assert "rank 1 failed: OSError: the disk of rank 1 is gone" in read_attempts(RunFolder(run))[1]["previous_end"]
+
+
+def test_peers_do_not_wait_for_a_rank_0_that_was_refused(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "held")
+    lease = Lease.acquire(RunFolder(run))
+    ranks = Ranks(run, 2, target=train_at_once)
+    assert 0 not in ranks.wait(30)
+    assert "rank 0 did not start" in ranks.logs()
+    lease.release()
+
+
+def test_more_pieces_than_images(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "pieces", "optim.accumulation=20")
+    ranks = Ranks(run, 2)
+    assert 0 not in ranks.wait()
+    assert "optim.accumulation: 20 pieces, but a rank's share of a step is 16 images" in ranks.logs()
 
 
 def test_global_batch_larger_than_the_data_set(tmp_path: Path, digits: Path) -> None:
@@ -139,9 +204,11 @@ def test_disk_full_while_saving_keeps_the_last_good_checkpoint(small_disk: Path,
     codes = ranks.wait()
     assert 0 not in codes[:1]
     log = ranks.logs()
-    assert "No space left" in log or "disk" in log.lower()
     good = checkpoint.list_checkpoints(run / "checkpoints")
     assert good
+    assert "bytes are free there" in log
+    assert "Make room, or keep fewer with checkpoint.keep_last" in log
+    assert f"Last good checkpoint: {good[-1]}" in log
     assert all(checkpoint.problem(path) is None for path in good)
     assert not [path for path in (run / "checkpoints").glob(".tmp*") if path.is_dir() and any(path.iterdir())]
     ballast.unlink()

@@ -52,6 +52,23 @@ def test_outputs_suffice_to_compute_the_accuracy(run: Path) -> None:
         assert right[labels >= 5].mean() == pytest.approx(accuracy[head]["few"])
 
 
+def test_only_outputs_are_replaced(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("three years")
+    assert evaluate.main([str(run), "--out", str(tmp_path)]) == 78
+    assert "holds no outputs of an evaluation" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+    for _ in range(2):
+        assert evaluate.main([str(run), "--out", str(tmp_path / "new"), "compute.threads=1"]) == 0
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_what_the_run_did_not_learn_is_not_evaluated(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(run), "data.image_size=16", "method=ce"]) == 78
+    said = capsys.readouterr().err
+    assert "data.image_size: 24 in the checkpoint, 16 now" in said
+    assert "method" in said
+
+
 def test_mistakes_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([str(tmp_path)]) == 78
     assert "not a run folder" in capsys.readouterr().err

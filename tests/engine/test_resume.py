@@ -12,6 +12,7 @@ from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_metrics
 
+from faulty import StopAtEvaluation, train_at_once
 from ranks import Ranks, StopWhen
 from runs import differing, final_state, learnt, make_run
 
@@ -87,6 +88,33 @@ def test_stopped_on_two_and_resumed_on_another_world_size(
     assert RunFolder(run).state() == "finished"
 
 
+def whole(run: Path) -> list[Path]:
+    return [path for path in checkpoint.list_checkpoints(run / "checkpoints") if checkpoint.problem(path) is None]
+
+
+@pytest.mark.parametrize("step", [12, 36])
+def test_stopped_in_an_evaluation_and_resumed(step: int, straight: Path, tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "in-evaluation")
+    Ranks(run, 2, stop=StopAtEvaluation(run, step)).finish()
+    assert final_state(run)["step"] == step
+    assert not any(r["kind"] == "eval" and r["step"] == step for r in read_metrics(RunFolder(run)))
+    assert RunFolder(run).state() == "started"
+    Ranks(run, 2).finish()
+    assert differing(final_state(straight), final_state(run)) == []
+    assert learnt(run) == learnt(straight)
+    assert RunFolder(run).summary() == RunFolder(straight).summary()
+
+
+def test_loss_scale_is_resumed(tmp_path: Path, digits: Path) -> None:
+    straight = make_run(tmp_path, digits, "straight", "compute.precision=fp16")
+    Ranks(straight, 2).finish()
+    run = make_run(tmp_path, digits, "stopped", "compute.precision=fp16")
+    Ranks(run, 2, stop=StopAtEvaluation(run, 12)).finish()
+    Ranks(run, 2).finish()
+    assert final_state(run)["scaler"]["scale"] > 0
+    assert differing(final_state(straight), final_state(run)) == []
+
+
 def _truncate(path: Path) -> None:
     file = path / "state.pt"
     file.write_bytes(file.read_bytes()[:-100])
@@ -124,7 +152,7 @@ def test_second_launch_of_a_running_run_is_refused(tmp_path: Path, digits: Path)
     ranks = Ranks(run, 1, stop=StopWhen(flag))
     while not checkpoint.list_checkpoints(run / "checkpoints"):
         assert ranks.alive(), ranks.logs()
-    second = Ranks(run, 1, target=_train_at_once)
+    second = Ranks(run, 1, target=train_at_once)
     assert second.wait() != [0]
     assert "LeaseHeld" in second.logs()
     assert len(read_attempts(RunFolder(run))) == 1
@@ -132,16 +160,10 @@ def test_second_launch_of_a_running_run_is_refused(tmp_path: Path, digits: Path)
     ranks.finish()
 
 
-def _train_at_once(run: Path, place, stop) -> None:
-    import hrdc_hpc.engine.trainer as trainer
-
-    trainer._LEASE_WAIT_S = 0.5
-    trainer.train(run, place, stop)
-
-
 def test_writer_whose_lease_was_taken_overwrites_nothing(tmp_path: Path, digits: Path) -> None:
-    run = make_run(tmp_path, digits, "ghost", "optim.epochs=40")
-    ranks = Ranks(run, 1)
+    # no log step looks at the lease in between: it is a save that finds it lost
+    run = make_run(tmp_path, digits, "ghost", "optim.epochs=40", "log.every_steps=1000", "eval.every_epochs=40")
+    ranks = Ranks(run, 2)
     while not checkpoint.list_checkpoints(run / "checkpoints"):
         assert ranks.alive(), ranks.logs()
     lease = RunFolder(run).lease
@@ -150,6 +172,11 @@ def test_writer_whose_lease_was_taken_overwrites_nothing(tmp_path: Path, digits:
     aside.write_text(taken.replace('"token": "', '"token": "another-'))
     aside.replace(lease)
     stolen = lease.read_text()
-    assert ranks.wait() != [0]
+    before = {path.name: (path / "manifest.json").read_bytes() for path in whole(run)}
+    assert 0 not in ranks.wait()
     assert "LeaseLost" in ranks.logs()
     assert lease.read_text() == stolen
+    after = {path.name: (path / "manifest.json").read_bytes() for path in whole(run)}
+    late = after.keys() - before.keys()
+    assert len(late) <= 1, "one save may have passed its last check when the lease was taken"
+    assert {name: after[name] for name in before if name in after} == {n: before[n] for n in before if n in after}

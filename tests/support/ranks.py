@@ -45,7 +45,8 @@ class StopWhen:
         return self.why if self.file.exists() else None
 
 
-def _rank(target: Callable[..., Any], run: Path, place: Place, stop: Stop) -> None:
+def _rank(target: Callable[..., Any], run: Path, place: Place, stop: Stop, environ: dict[str, str]) -> None:
+    os.environ.update(environ)
     log = (run / "logs" / f"{place.rendezvous.stem}-{place.rank}.log").open("a", buffering=1)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
@@ -65,7 +66,7 @@ class Ranks:
 
     def __init__(
         self, run: Path, world_size: int, *, stop: Stop | None = None, target: Callable[..., Any] = _train,
-        job: dict[str, str | int] | None = None,
+        job: dict[str, str | int] | None = None, environ: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.run = run
         self.name = f"start-{os.getpid()}-{next(_numbers)}"
@@ -80,7 +81,7 @@ class Ranks:
                 run / "rendezvous" / f"{self.name}.json",
                 job or {"cpus_per_rank": 1},
             )
-            process = _contexts.Process(target=_rank, args=(target, run, place, stop or NeverStop()))
+            process = _contexts.Process(target=_rank, args=(target, run, place, stop or NeverStop(), environ or {}))
             process.start()
             self.processes.append(process)
 

@@ -84,6 +84,8 @@ def differing(one: Any, other: Any, place: str = "") -> list[str]:
             return [f"{place}: keys {sorted(map(str, one.keys() ^ other.keys()))}"]
         return [d for key in one for d in differing(one[key], other[key], f"{place}/{key}")]
     if isinstance(one, torch.Tensor):
-        same = isinstance(other, torch.Tensor) and one.shape == other.shape and bool((one == other).all())
-        return [] if same else [place]
+        if not isinstance(other, torch.Tensor) or (one.shape, one.dtype) != (other.shape, other.dtype):
+            return [place]
+        bits = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
+        return [] if torch.equal(*bits) else [place]
     return [] if one == other else [f"{place}: {one} != {other}"]
