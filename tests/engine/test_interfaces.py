@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +42,51 @@ def test_a_name_that_stands_for_loopback_comes_last(
     monkeypatch.setattr(interfaces, "addresses", lambda: own)
     monkeypatch.setattr(socket, "gethostbyname", lambda _: named)
     assert interfaces.reachable_as("node7") == expected
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[list[str]]:
+    """Two network namespaces joined by a cable; in both, the machine's own name stands for a loopback address."""
+    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("nsenter") is None:
+        pytest.skip("needs root, iproute2 and nsenter to make network namespaces")
+    names = [f"hrdc{os.getpid()}{end}" for end in "ab"]
+    made = []
+    try:
+        for name in names:
+            try:
+                ip("netns", "add", name)
+            except subprocess.CalledProcessError as error:
+                pytest.skip(f"no permission to make a network namespace: {error.stderr.decode().strip()}")
+            made.append(name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", names[0], "link", "add", "cable0", "type", "veth", "peer", "name", "cable1", "netns", names[1])
+        for number, name in enumerate(names):
+            ip("-n", name, "addr", "add", f"10.77.0.{number + 1}/24", "dev", f"cable{number}")
+            ip("-n", name, "link", "set", f"cable{number}", "up")
+        yield names
+    finally:
+        for name in made:
+            ip("netns", "del", name)
+
+
+@pytest.mark.slow
+def test_ranks_on_two_hosts_find_each_other(two_hosts: list[str], tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if name not in interfaces.VARIABLES}
+    program = Path(__file__).parents[1] / "support" / "meet.py"
+    ranks = [
+        subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{host}", sys.executable, program, str(rank), tmp_path / "meet.json"],
+            env=environ | {"PYTHONPATH": str(program.parents[2])}, stdout=subprocess.PIPE, text=True,
+        )
+        for rank, host in enumerate(two_hosts)
+    ]  # fmt: skip
+    try:
+        said = [rank.communicate(timeout=120)[0].split() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert said == [["3", "cable0"], ["3", "cable1"]]
