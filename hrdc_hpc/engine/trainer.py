@@ -293,7 +293,8 @@ class Run:
             accuracy = self.parts.evaluator.run(told_to_stop=self.agreement.reason_now)
         seconds = time.perf_counter() - start
         epoch = self.step // self.per_epoch
-        self.journal.write(kind, self.step, epoch=epoch, accuracy=accuracy, seconds=seconds)
+        primary = self.parts.method.primary
+        self.journal.write(kind, self.step, epoch=epoch, primary=primary, accuracy=accuracy, seconds=seconds)
 
     def _save(self) -> None:
         """Hand the state to the saver; metrics up to here are on disk before the checkpoint is."""
