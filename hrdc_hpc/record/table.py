@@ -21,7 +21,7 @@ def accuracy_table(accuracy: Accuracy, primary: str, title: str, ema: Accuracy |
     mean over classes, is left out where it equals 'overall': on a balanced test set.
     """
     rows = [*accuracy.values(), *(ema or {}).values()]
-    balanced = all(_percent(row.get("balanced")) == _percent(row["overall"]) for row in rows)
+    balanced = all(row.get("balanced") is None or _percent(row["balanced"]) == _percent(row["overall"]) for row in rows)
     columns = [column for column in _COLUMNS if column != "balanced" or not balanced]
     table = Table(title=title.strip(), title_justify="left", caption="top-1 accuracy, %; * = the reported prediction")
     table.add_column("prediction", no_wrap=True)
