@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hrdc_hpc.data.index import Bytes, ImageIndex, name_some
+from hrdc_hpc.data.index import Bytes, Failure, ImageIndex, unusable
 from hrdc_hpc.data.pipeline import Inputs, pack
 
 READERS = 4
@@ -72,14 +72,14 @@ class Feed:
         for name, values in self.geometry.items():
             values[place] = self.grey_geometry[name]
 
-    def replace(self, index: ImageIndex, bad: Mapping[int, str], *, skip: bool, verb: str) -> None:
-        """Let GREY stand in for bad images ({place: reason}) or, without `skip`, raise RuntimeError naming them."""
+    def replace(self, index: ImageIndex, bad: Mapping[int, Failure], *, skip: bool, verb: str) -> None:
+        """Let GREY stand in for bad images ({place: why}) or, without `skip`, raise what `unusable` returns."""
         paths = {place: index.path(int(self.indices_B[place])) for place in bad}
         if not skip:
-            named = name_some(f"{paths[place]} ({reason})" for place, reason in bad.items())
-            raise RuntimeError(
-                f"{self.place}: {len(bad)} of {len(self.indices_B)} images cannot be {verb}: {named}. Replace or remove"
-                " them, or set data.on_bad_image: skip to give them weight 0."
+            raise unusable(
+                f"{self.place}: {len(bad)} of {len(self.indices_B)} images cannot be {verb}",
+                {paths[place]: failure for place, failure in bad.items()},
+                "set data.on_bad_image: skip to give them weight 0",
             )
         for place in bad:
             self.put_grey(place)
@@ -109,7 +109,7 @@ class Buffers:
 
 
 def read(feed: Feed, index: ImageIndex, buffers: Buffers, readers: ThreadPoolExecutor, *, skip: bool) -> None:
-    """Fill in the feed's bytes. RuntimeError naming files that cannot be read, unless `skip`."""
+    """Fill in the feed's bytes. Raises, naming the files that cannot be read (see `unusable`), unless `skip`."""
     places = np.flatnonzero(feed.indices_B >= 0)
     numbers = feed.indices_B[places]
     ends = np.cumsum(index.bytes_N[numbers])
@@ -118,14 +118,14 @@ def read(feed: Feed, index: ImageIndex, buffers: Buffers, readers: ThreadPoolExe
     each = -(-len(places) // READERS)
     parts = [slice(start, start + each) for start in range(0, len(places), each)]
 
-    def read_part(part: slice) -> dict[int, str]:
+    def read_part(part: slice) -> dict[int, Failure]:
         return index.read_into(numbers[part], arrays[part])
 
     failures = readers.map(read_part, parts)
     bad = {
-        int(places[part.start + place]): reason
+        int(places[part.start + place]): failure
         for part, failed in zip(parts, failures, strict=True)
-        for place, reason in failed.items()
+        for place, failure in failed.items()
     }
     feed.encoded_B = [GREY] * len(feed.indices_B)
     for place, array in zip(places.tolist(), arrays, strict=True):

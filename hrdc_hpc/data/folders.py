@@ -60,7 +60,7 @@ def open_folders(
     """Index root/folder/<class>/<image>; labels are places in `class_names`, images are in code-point order per class.
 
     Raises ValueError for a folder that is no class, a nested folder or an image of a kind that is not read;
-    RuntimeError for bad files under 'stop'.
+    DataError for bad files under 'stop'.
     """
     stored = cache.load(_KIND, root, folder)
     if not (trust_cache and stored is not None and _names(stored, "classes") == list(class_names)):

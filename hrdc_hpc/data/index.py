@@ -5,9 +5,11 @@ Axis legend: N images, C classes, B images of one request.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -26,6 +28,16 @@ Bytes = NDArray[np.uint8]
 _PACKAGE = "hrdc_hpc.data.datasets"
 _NAMED = 20
 """Files or classes that an error names before it only counts them."""
+_OWN_FAULTS = frozenset(
+    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+)
+"""Errors that lie with a file and come again; others, such as EIO and ESTALE, are a disk's or a server's."""
+
+log = logging.getLogger(__name__)
+
+
+class DataError(ValueError):
+    """Files of the data set cannot be used, and the next start would meet the same ones."""
 
 
 def name_some(names: Iterable[str]) -> str:
@@ -69,6 +81,26 @@ class BadFile:
         return f"{self.name} ({self.reason})"
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why an image could not be used when it was its turn."""
+
+    reason: str
+    passing: bool = False
+    """Whether disk or network failed rather than the file: another start may find it whole."""
+
+
+def unusable(what: str, failures: Mapping[str, Failure], otherwise: str) -> DataError | RuntimeError:
+    """Return the error that names files ({path: why}) and what to do.
+
+    `otherwise` is the way out beside mending the files. RuntimeError if disk or network failed, DataError if not.
+    """
+    text = f"{what}: {name_some(f'{path} ({failure.reason})' for path, failure in failures.items())}."
+    if any(failure.passing for failure in failures.values()):
+        return RuntimeError(f"{text} Disk or network failed: start the run again. If it fails again, {otherwise}.")
+    return DataError(f"{text} Replace or remove them, or {otherwise}.")
+
+
 @dataclass(frozen=True, eq=False)
 class ImageIndex:
     """The encoded images of one split."""
@@ -101,41 +133,41 @@ class ImageIndex:
         return f"{self.root}/{self.names[number]}"
 
     def read(self, indices_B: Sequence[int] | NDArray[np.int64]) -> list[Bytes]:
-        """Return the encoded bytes of images, in the order asked for. RuntimeError naming every file that fails."""
+        """Return the encoded bytes of images, in the order asked for. Raises, naming every file that fails."""
         arrays = [np.empty(self.bytes_N[i], np.uint8) for i in indices_B]
         failed = self.read_into(indices_B, arrays)
         if failed:
-            bad = [f"{self.path(int(indices_B[i]))} ({reason})" for i, reason in failed.items()]
-            raise RuntimeError(f"{len(bad)} images cannot be read: {name_some(bad)}")
+            failures = {self.path(int(indices_B[place])): failure for place, failure in failed.items()}
+            raise unusable(f"{len(failed)} images cannot be read", failures, "open the data set anew")
         return arrays
 
-    def read_into(self, indices_B: Sequence[int] | NDArray[np.int64], arrays: Sequence[Bytes]) -> dict[int, str]:
+    def read_into(self, indices_B: Sequence[int] | NDArray[np.int64], arrays: Sequence[Bytes]) -> dict[int, Failure]:
         """Read images into arrays of their lengths; returns {place in the request: why it failed}. Thread-safe."""
-        failed: dict[int, str] = {}
+        failed: dict[int, Failure] = {}
         for place, (number, array) in enumerate(zip(indices_B, arrays, strict=True)):
-            reason = _read_file(self.path(int(number)), array)
-            if reason is not None:
-                failed[place] = reason
+            failure = _read_file(self.path(int(number)), array)
+            if failure is not None:
+                failed[place] = failure
         return failed
 
 
-def _read_file(path: str, array: Bytes) -> str | None:
+def _read_file(path: str, array: Bytes) -> Failure | None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             view, done = memoryview(array), 0  # type: ignore[arg-type]  # numpy arrays are buffers
             length = os.fstat(descriptor).st_size
             if length != len(view):
-                return f"{length} bytes, {len(view)} when the data set was indexed"
+                return Failure(f"{length} bytes, {len(view)} when the data set was indexed")
             while done < length:
                 got = os.readv(descriptor, [view[done:]])
                 if got == 0:
-                    return f"ends after {done} of {length} bytes"
+                    return Failure(f"ends after {done} of {length} bytes")
                 done += got
         finally:
             os.close(descriptor)
     except OSError as error:
-        return error.strerror or str(error)
+        return Failure(error.strerror or str(error), passing=error.errno not in _OWN_FAULTS)
     return None
 
 
@@ -153,11 +185,11 @@ def make_index(
 ) -> ImageIndex:
     """Apply the policy for bad files and check the classes; `bad` are not among the N images.
 
-    Raises RuntimeError (on_bad_image 'stop') naming the bad files; ValueError for no image at all or, in the training
+    Raises DataError (on_bad_image 'stop') naming the bad files; ValueError for no image at all or, in the training
     split, a class without one.
     """
     if bad and on_bad_image == "stop":
-        raise RuntimeError(
+        raise DataError(
             f"{root}: {len(bad)} of {len(bad) + len(names)} {split} images cannot be used: {name_some(map(str, bad))}."
             " Replace or remove them, or set data.on_bad_image: skip to leave them out."
         )
@@ -208,14 +240,32 @@ def open_split(data: Data, split: Split, *, trust_cache: bool = False) -> ImageI
     """Open a split of the run's data set, after making the data set if it is one that can be made offline.
 
     `trust_cache` takes an index that an earlier start on this data set kept, without a look at every file: where many
-    ranks start, let one open the split first and the others after it, trusting. Raises ValueError for a wrong layout,
-    RuntimeError for bad files.
+    ranks start, let one open the split first and the others after it, trusting. Who does not trust it also warns of
+    classes without a val image. Raises ValueError for a wrong layout, DataError for bad files.
     """
     file = registry.module(_PACKAGE, data.dataset.name)
     options = data.dataset.options if data.dataset.options is not None else file.Options()
     if hasattr(file, "prepare"):
         file.prepare(options)
-    return cast(ImageIndex, file.open(options, split, data.on_bad_image, trust_cache=trust_cache))
+    index = cast(ImageIndex, file.open(options, split, data.on_bad_image, trust_cache=trust_cache))
+    if not trust_cache:
+        _warn_of_absent_classes(index)
+    return index
+
+
+def _warn_of_absent_classes(index: ImageIndex) -> None:
+    """Training refuses such a class, evaluation cannot: a holdout may be small. But it is often an upload cut short."""
+    absent = np.flatnonzero(index.counts_C == 0)
+    if len(absent):
+        log.warning(
+            "%s: %d of %d classes have no %s image%s, so no accuracy counts them: %s. Add images if that is not meant.",
+            index.root,
+            len(absent),
+            len(index.class_names),
+            index.split,
+            f" ({len(index.skipped)} bad files were left out)" if index.skipped else "",
+            name_some(index.class_names[int(c)] for c in absent),
+        )
 
 
 def check_same_classes(train: ImageIndex, val: ImageIndex) -> None:

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from hrdc_hpc.config.schema import Data
 from hrdc_hpc.data import crops, order
 from hrdc_hpc.data.feed import GREY, GREY_SIDE, READERS, Buffers, Feed, read
-from hrdc_hpc.data.index import ImageIndex
-from hrdc_hpc.data.pipeline import DECODE_ERRORS, Decoder, Inputs, check_decoder, pack
+from hrdc_hpc.data.index import Failure, ImageIndex
+from hrdc_hpc.data.pipeline import DECODE_ERRORS, Decoder, Inputs, check_decoder, decode_reason, pack
 from hrdc_hpc.data.prefetch import Ahead
 
 _FEEDS_AHEAD = 2
@@ -174,7 +174,10 @@ class _Loader:
                 self._repair(waiting, error)
 
     def _repair(self, waiting: deque[Feed], error: Exception) -> None:
-        """Replace the undecodable images of the oldest batch that has any. RuntimeError under 'stop' or if none has."""
+        """Replace the undecodable images of the oldest batch that has any.
+
+        Raises DataError naming them (data.on_bad_image: stop), RuntimeError if none has.
+        """
         for feed in waiting:
             bad = self._undecodable(feed)
             if bad:
@@ -184,9 +187,9 @@ class _Loader:
             f"{waiting[0].place}: DALI failed, although each image of the batch decodes alone: {error}"
         ) from error
 
-    def _undecodable(self, feed: Feed) -> dict[int, str]:
-        """{place: reason} of the images that fail when they are decoded one by one."""
-        bad: dict[int, str] = {}
+    def _undecodable(self, feed: Feed) -> dict[int, Failure]:
+        """{place: why} of the images that fail when they are decoded one by one."""
+        bad: dict[int, Failure] = {}
         decoder: Decoder | None = None
         for place, encoded in enumerate(feed.encoded_B):
             if encoded is GREY:
@@ -197,7 +200,7 @@ class _Loader:
                 decoder.push(Inputs(pack([encoded]), geometry))
                 decoder.pop()
             except DECODE_ERRORS as error:
-                bad[place] = _reason(error)
+                bad[place] = Failure(decode_reason(error))
                 decoder.close()
                 decoder = None
         if decoder is not None:
@@ -225,15 +228,6 @@ class _Loader:
 
     def _counts(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
         return np.bincount(self._index.labels_N[indices], minlength=self._classes).astype(np.float32)
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).rpartition("encountered:")[2].strip().splitlines()
-    if any("cropping window" in line for line in text):
-        return "its size is not the one that was indexed"
-    if not text or text[0].startswith(("Failed to decode", "nvImageCodec failure")):
-        return "damaged, or not an image"
-    return text[0]
 
 
 class TrainLoader(_Loader):
@@ -269,7 +263,8 @@ class TrainLoader(_Loader):
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yield this rank's batches of steps first_step ... last_step - 1 of the run (0-based, over all epochs).
 
-        Raises RuntimeError naming files, epoch and step for an image that cannot be used (data.on_bad_image: stop).
+        With data.on_bad_image: stop, an image that cannot be used raises an error naming files, epoch and step:
+        RuntimeError if disk or network failed, else DataError.
         """
         return self._start(self._describe, range(first_step, last_step))
 
@@ -367,7 +362,7 @@ class EvalLoader(_Loader):
         self._grey_geometry = {"size": size_12[0], "anchor": anchor_12[0]}
 
     def batches(self) -> Iterator[Batch]:
-        """Yield this rank's batches. Raises RuntimeError for an image that cannot be used, as in training."""
+        """Yield this rank's batches. An image that cannot be used raises as in training."""
         return self._start(self._describe, self._numbers)
 
     def __len__(self) -> int:

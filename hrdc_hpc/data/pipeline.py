@@ -29,6 +29,16 @@ _HARDWARE_LOAD = 1.0
 differ slightly in their pixels."""
 
 
+def decode_reason(error: Exception) -> str:
+    """What one of DECODE_ERRORS, raised for a single image, says of it."""
+    text = str(error).rpartition("encountered:")[2].strip().splitlines()
+    if any("cropping window" in line for line in text):
+        return "its size is not the one that was indexed"
+    if not text or text[0].startswith(("Failed to decode", "nvImageCodec failure")):
+        return "damaged, or not an image"
+    return text[0]
+
+
 @dataclass(frozen=True)
 class Inputs:
     """One batch for the pipeline. Its memory must stay as it is until the batch has come out."""

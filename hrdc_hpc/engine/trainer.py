@@ -59,8 +59,8 @@ def train(run: Path, place: Place, stop: Stop) -> Outcome:
     """Train the run in folder `run` to its end, or until told to stop; called on every rank.
 
     Resumes from the folder's newest whole checkpoint. If the outcome is not finished, a checkpoint of the last step
-    has been committed. Raises ValueError for a config or data set that cannot be trained, RuntimeError for what the
-    world did.
+    has been committed. Raises ValueError for a config or data set that cannot be trained (DataError: damaged files),
+    RuntimeError for what the world did.
     """
     folder = RunFolder(run)
     config = loads(folder.config.read_text(), str(folder.config))

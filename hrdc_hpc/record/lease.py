@@ -12,8 +12,10 @@ What holds, on one machine and on any file system with an atomic link(2) and ren
   Nobody else can claim that token. With the claim in hand it looks again whether the lease is stale, and only then
   renames its file over the lease. If it dies in between, its claim is judged like a lease and claimed in turn.
 - The holder releases by the same rule, so nobody is robbed of a lease taken between a look and a rename.
-- `check` touches the file and then looks for claims; a contender claims and then looks at the time. One of the two sees
-  the other: after a successful check no take-over by expiry follows for `TTL_S`, longer than a commit takes.
+- `check` touches the file, looks for claims, and then reads the lease again; a contender claims and then looks at the
+  time. One of the two sees the other, and as claims are removed only after the lease was replaced, a take-over that
+  was over before the look shows in the lease: after a successful check no take-over by expiry follows for `TTL_S`,
+  longer than a commit takes. A contender looks at claims and lease in the same order right before it renames.
 On NFS a client may see a file up to a few seconds late; opening it asks the server, and all reads here open.
 What no lease can rule out: a process that is stopped for longer than that between a check and its rename.
 """
@@ -88,8 +90,9 @@ class Lease:
     def check(self) -> None:
         """Return if this process may write now. Raises LeaseLost, naming the new holder."""
         self.renew()
-        if _read(_claim(self._path, self.holder.token)) is not None:
-            raise LeaseLost(self._lost(_read(self._path)))
+        claimed, seen = _look_again(self._path, self.holder)
+        if claimed or seen is None or seen.holder.token != self.holder.token:
+            raise LeaseLost(self._lost(seen))
 
     def renew(self) -> None:
         """Touch the lease, so that it does not expire. Raises LeaseLost."""
@@ -166,13 +169,23 @@ def _try_to_take(path: Path, me: Holder, ttl_s: float) -> _Seen | None:
         return now or lease
     aside = path.with_name(f"{_HELPERS}{me.token}")
     _write(aside, me)
-    if _read(_claim(path, me.token)) is not None:
+    claimed, now = _look_again(path, me)
+    if claimed or now is None or now.holder.token != lease.holder.token:
         aside.unlink(missing_ok=True)
-        return last
+        return now or last
     aside.replace(path)
     for claim in claims:
         claim.unlink(missing_ok=True)
     return None
+
+
+def _look_again(path: Path, me: Holder) -> tuple[bool, _Seen | None]:
+    """Whether `me` is being replaced, and then the lease.
+
+    The order matters: whoever replaced the lease before the first look has removed its claim, and shows in the second.
+    """
+    claimed = _read(_claim(path, me.token)) is not None
+    return claimed, _read(path)
 
 
 def _stale(path: Path, seen: _Seen, me: Holder, ttl_s: float) -> bool:

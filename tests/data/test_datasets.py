@@ -18,7 +18,7 @@ from hrdc_hpc.config import registry
 from hrdc_hpc.config.schema import Data
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.data.datasets import digits_lt, image_folder, inat2018
-from hrdc_hpc.data.index import open_split
+from hrdc_hpc.data.index import DataError, open_split
 from hrdc_hpc.data.preflight import preflight
 from tests.data.images import jpeg, picture
 
@@ -199,7 +199,7 @@ def test_inat_names_missing_and_empty_images(tmp_path):
     root = write_inat(tmp_path)
     (root / "train_val2018/Aves/0/train1.jpg").unlink()
     (root / "train_val2018/Aves/0/train2.jpg").write_bytes(b"")
-    with pytest.raises(RuntimeError, match=r"2 of 8 train .*train1.jpg \(no such file\), .*train2.jpg \(empty file\)"):
+    with pytest.raises(DataError, match=r"2 of 8 train .*train1.jpg \(no such file\), .*train2.jpg \(empty file\)"):
         open_split(inat(root), "train")
     skipping = open_split(inat(root, "skip"), "train")
     assert skipping.labels_N.tolist() == [2, 1, 0, 2, 0, 1]

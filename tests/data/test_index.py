@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hrdc_hpc.cluster.exit_codes import Exit, of_error
 from hrdc_hpc.config.schema import Levels
 from hrdc_hpc.data import cache, folders, headers, index
-from hrdc_hpc.data.index import class_info, open_split
+from hrdc_hpc.data.index import DataError, class_info, open_split
 from tests.data.images import folder_data, jpeg, picture, png, write_set
 
 
@@ -224,12 +226,11 @@ def spoil(root: Path) -> list[str]:
 
 def test_bad_files_stop_the_run_by_name(own):
     bad = spoil(own)
-    with pytest.raises(
-        RuntimeError, match=r"4 of 43 train images cannot be used.*Replace .*on_bad_image: skip"
-    ) as caught:
+    with pytest.raises(DataError, match=r"4 of 43 train images cannot be used.*Replace .*on_bad_image: skip") as caught:
         open_split(folder_data(own), "train")
     assert all(name in str(caught.value) for name in bad)
     assert "train/a/006.jpg (empty file)" in str(caught.value)
+    assert of_error(caught.value) == Exit.DO_NOT_REQUEUE
 
 
 def test_bad_files_can_be_left_out_and_mended(own, monkeypatch):
@@ -243,7 +244,7 @@ def test_bad_files_can_be_left_out_and_mended(own, monkeypatch):
         assert len(skipping) == 39
         assert not {skipping.names[i] for i in range(39)} & set(bad)
         assert skipping.fingerprint != before
-    with pytest.raises(RuntimeError, match="4 of 43"):
+    with pytest.raises(DataError, match="4 of 43"):
         open_split(folder_data(own), "train", trust_cache=True)
     status = (own / "train" / "a" / "000.jpg").stat()
     (own / "train" / "a" / "000.jpg").write_bytes(content)
@@ -255,7 +256,7 @@ def test_many_bad_files_are_named_up_to_twenty(tmp_path):
     root = write_set(tmp_path / "set", {"a": 30}, {"a": 1})
     for path in (root / "train" / "a").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(RuntimeError, match="30 of 30 train images cannot") as caught:
+    with pytest.raises(DataError, match="30 of 30 train images cannot") as caught:
         open_split(folder_data(root), "train")
     assert str(caught.value).count("empty file") == 20
     assert "and 10 more" in str(caught.value)
@@ -274,9 +275,29 @@ def test_a_class_emptied_by_skipping_is_named(own):
         open_split(folder_data(own, on_bad_image="skip"), "train")
 
 
-def test_a_val_class_without_images_is_allowed(own):
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    assert all(record.name.startswith("hrdc_hpc.") for record in caplog.records)
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_val_class_without_images_is_allowed_and_named(own, caplog):
+    open_split(folder_data(own), "val")
+    assert warnings(caplog) == []
     shutil.rmtree(own / "val" / "b")
     assert open_split(folder_data(own), "val").counts_C.tolist() == [4, 0, 3]
+    (warning,) = warnings(caplog)
+    assert warning.startswith(f"{own}: 1 of 3 classes have no val image, so no accuracy counts them: b. Add images")
+    open_split(folder_data(own), "val", trust_cache=True)  # another rank: one of them has said it
+    assert warnings(caplog) == [warning]
+
+
+def test_val_classes_emptied_by_skipping_are_named(own, caplog):
+    for name in "ac":
+        for path in (own / "val" / name).iterdir():
+            path.write_bytes(b"")
+    open_split(folder_data(own, on_bad_image="skip"), "val")
+    (warning,) = warnings(caplog)
+    assert "2 of 3 classes have no val image (7 bad files were left out), so no accuracy counts them: a, c." in warning
 
 
 def test_a_class_of_val_that_train_lacks_is_named(own):
@@ -324,9 +345,22 @@ def test_files_that_change_under_the_run_are_named(own):
     Path(train.path(1)).unlink()
     Path(train.path(2)).write_bytes(b"short")
     with pytest.raises(
-        RuntimeError, match=r"2 images cannot be read: .*001.JPG \(No such file.*002.jpeg \(5 bytes, \d+ when"
+        DataError, match=r"2 images cannot be read: .*001.JPG \(No such file.*002.jpeg \(5 bytes, \d+ when"
     ):
         train.read([0, 1, 2])
+
+
+def test_a_disk_that_fails_is_not_blamed_on_the_data(own, monkeypatch):
+    train = open_split(folder_data(own), "train")
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "readv", fail)
+    with pytest.raises(
+        RuntimeError, match=r"1 images cannot be read: .*000.jpg \(Input/output error\). Disk or network failed: start"
+    ):
+        train.read([0])
 
 
 def test_class_info_has_counts_levels_and_shots(folder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import threading
 import time
@@ -15,7 +17,7 @@ import torch
 
 from hrdc_hpc.config.schema import Data, Loader
 from hrdc_hpc.data import feed
-from hrdc_hpc.data.index import ImageIndex, open_split
+from hrdc_hpc.data.index import DataError, ImageIndex, open_split
 from hrdc_hpc.data.loader import Batch, EvalLoader, TrainLoader
 from hrdc_hpc.data.samplers import uniform
 from tests.data.images import encoded, folder_data, jpeg, picture
@@ -220,7 +222,7 @@ def test_a_bad_image_stops_the_run_by_name(kind, prefetch, own, straight):
     loader, path, number = replaced_later(own, data, content)
     step = next(batch.step for batch in straight if number in batch.indices_B)
     good: list[Batch] = []
-    with loader, pytest.raises(RuntimeError) as caught:  # noqa: PT012 - the batches before it must come
+    with loader, pytest.raises(DataError) as caught:  # noqa: PT012 - the batches before it must come
         for batch in loader.batches(0, STEPS):
             good.append(batch)  # noqa: PERF402 - kept although the loop raises
     text = str(caught.value)
@@ -254,7 +256,7 @@ def test_several_bad_images_in_one_batch_are_all_named(own, straight):
     paths = [Path(loader._index.path(int(number))) for number in straight[2].indices_B[[1, 4, 9]]]
     for path in paths:
         path.write_bytes(b"\0" * path.stat().st_size)
-    with loader, pytest.raises(RuntimeError, match=r"epoch 0, step 2: 3 of 10 images cannot be decoded") as caught:
+    with loader, pytest.raises(DataError, match=r"epoch 0, step 2: 3 of 10 images cannot be decoded") as caught:
         list(loader.batches(2, 3))
     assert all(str(path) in str(caught.value) for path in paths)
 
@@ -311,9 +313,19 @@ def test_bad_images_in_evaluation(own):
         assert loader.skipped == {index.path(5): 1}
     with (
         EvalLoader(index, folder_data(own), **arguments) as loader,
-        pytest.raises(RuntimeError, match=r"evaluation of val, batch 1: 1 of 4 images cannot be decoded"),
+        pytest.raises(DataError, match=r"evaluation of val, batch 1: 1 of 4 images cannot be decoded"),
     ):
         list(loader.batches())
+
+
+def test_a_file_system_that_fails_in_training_is_not_blamed_on_the_data(own, monkeypatch):
+    def fail(*_: Any) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with train_loader(folder_data(own)) as loader:
+        monkeypatch.setattr(os, "readv", fail)
+        with pytest.raises(RuntimeError, match=r"epoch 0, step 0: 10 of 10 images cannot be read: .*Disk or network"):
+            next(loader.batches(0, 1))
 
 
 def test_a_failure_that_no_image_causes_is_not_blamed_on_one(folder, monkeypatch):
@@ -409,10 +421,6 @@ def test_wrong_settings_are_refused(folder):
         train_loader(data, classes=2)
     with pytest.raises(ValueError, match=r"data.loader.decoder: gpu, but .* on the CPU; allowed here: auto, cpu"):
         train_loader(folder_data(folder, loader=Loader(decoder="gpu")))
-    small = folder_data(folder, eval_resize=16)
-    arguments: dict[str, Any] = {"batch_size": 1, "rank": 0, "world_size": 1, "device": torch.device("cpu"), "cores": 1}
-    with pytest.raises(ValueError, match=r"data.eval_resize: 16 is less than data.image_size 32"):
-        EvalLoader(open_split(small, "val"), small, **arguments)
 
 
 def test_generated_images_are_of_many_kinds():

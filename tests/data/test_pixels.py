@@ -76,7 +76,7 @@ def test_evaluation_of_every_kind_of_image_is_torchvisions(kind, size, tmp_path)
 @pytest.mark.dali
 def test_training_crops_are_pils(shared_data):
     """Crop, antialiased resize, mirror: the crop is decoded alone, so chroma differs a little at its edges."""
-    data = folder_data(shared_data / "flowers", image_size=96)
+    data = folder_data(shared_data / "flowers", image_size=96, eval_resize=96)
     index = open_split(data, "train")
     sampler = uniform.build(uniform.Options(), index.labels_N, index.counts_C)
     with TrainLoader(

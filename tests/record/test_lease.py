@@ -329,6 +329,50 @@ def test_holder_that_checks_while_it_is_being_replaced_is_told(run: RunFolder, m
         Lease.acquire(run)
 
 
+def test_holder_that_stalls_within_a_check_while_it_is_replaced_is_told(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease.acquire(run)
+    elsewhere(run)
+    age(run, TTL_S + 1)
+    real, new = os.utime, list[Lease]()
+
+    def late(file: int, *times: Any) -> None:
+        if not new:  # the holder has read its token: all of a take-over happens before it touches the file
+            monkeypatch.setattr(lease_module.os, "utime", real)
+            new.append(Lease.acquire(run))
+        real(file, *times)
+
+    monkeypatch.setattr(lease_module.os, "utime", late)
+    with pytest.raises(LeaseLost, match="it is held by"):
+        lease.check()
+    new[0].check()
+    assert helpers(run) == []
+
+
+def test_contender_that_stalls_while_another_takes_the_lease_does_not_take_it_back(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Lease.acquire(run).holder
+    elsewhere(run)
+    age(run, TTL_S + 1)
+    real, new = lease_module._write, list[Lease]()
+
+    def slow(path: Path, holder: Any) -> None:
+        real(path, holder)
+        if path.name == f".lease-{holder.token}" and not new:  # about to rename: its claim expires meanwhile
+            monkeypatch.setattr(lease_module, "_write", real)
+            claim = lease_module._claim(run.lease, old.token)
+            os.utime(claim, (0, 0))
+            new.append(Lease.acquire(run))
+
+    monkeypatch.setattr(lease_module, "_write", slow)
+    with pytest.raises(LeaseHeld, match="this run is being written by"):
+        Lease.acquire(run)
+    new[0].check()
+    assert helpers(run) == []
+
+
 def test_lease_released_and_taken_by_a_third_is_not_overwritten(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

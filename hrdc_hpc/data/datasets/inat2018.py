@@ -50,7 +50,7 @@ def open(options: Options, split: Split, on_bad_image: OnBad, *, trust_cache: bo
     """Return the index of a split, images in the order of the JSON file.
 
     Raises ValueError for missing files, a JSON that is not of this form or labels that are no training classes;
-    RuntimeError for missing or empty images under 'stop'.
+    DataError for missing or empty images under 'stop'.
     """
     import numpy as np
 
