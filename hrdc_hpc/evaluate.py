@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate as the command line says; 0, 78 for a mistake or damaged data, which would come again, 1 for the world."""
+    """Evaluate as the command line says; 0, 78 for what would come again (a mistake, damaged data), 1 for the world."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,30 @@ def test_a_preparation_that_dies_leaves_nothing_that_is_taken_for_whole(tmp_path
     with pytest.raises(ValueError, match=r"no digits in .*made when a run starts"):
         digits_lt.open(digits_lt.Options(root=tmp_path), "train", "stop")
     assert open_split(digits(tmp_path), "train").counts_C[0] == 134
+
+
+def test_digits_are_on_disk_before_they_have_their_name(tmp_path, monkeypatch):
+    events: list[tuple[str, Path]] = []
+    real_fsync, real_rename = os.fsync, Path.rename
+
+    def fsync(descriptor: int) -> None:
+        events.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real_fsync(descriptor)
+
+    def rename(path: Path, target: Path) -> Path:
+        events.append(("rename", path))
+        return real_rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    options = digits_lt.Options(root=tmp_path, largest=10, imbalance=5.0)
+    digits_lt.prepare(options)
+    (renamed,) = [number for number, (what, _) in enumerate(events) if what == "rename"]
+    aside, target = events[renamed][1], digits_lt.folder(options)
+    inside = {target, *target.rglob("*")}
+    assert len(inside) > 400
+    assert {target / path.relative_to(aside) for _, path in events[:renamed]} == inside
+    assert events[renamed + 1 :] == [("fsync", tmp_path)]
 
 
 def test_digits_need_scikit_learn_or_their_files(digits_root, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from hrdc_hpc.config.types import OPERATIONAL, options
+from hrdc_hpc.record.files import fsync_folder, fsync_tree
 
 if TYPE_CHECKING:
     from hrdc_hpc.data.index import ImageIndex, OnBad, Split
@@ -86,11 +87,13 @@ def prepare(options: Options) -> None:
         meta = {"format": _FORMAT, "largest": options.largest, "imbalance": options.imbalance}
         (aside / "meta.json").write_text(json.dumps(meta) + "\n", "utf-8")
         aside.chmod(0o777 & ~_umask())
+        fsync_tree(aside)  # a power cut after the rename must not leave empty files that are taken for the digits
         try:
             aside.rename(target)
         except OSError:
             if not (target / "meta.json").is_file():
                 raise
+        fsync_folder(options.root)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
