@@ -65,7 +65,8 @@ class Slurm:
             job = self.show(job_id)
             if job["JobState"] in states and int(job["Restarts"]) >= restarts:
                 return job["JobState"]
-            if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":
+            # the reason says BeginTime only once the scheduler has looked at the job again
+            if job["JobState"] == "PENDING" and int(job["Restarts"]) > 0:
                 self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
             assert time.monotonic() < deadline, f"job {job_id} not {states} within {timeout} s, but {job}"
             time.sleep(0.2)
