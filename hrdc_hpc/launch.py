@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -22,8 +23,9 @@ from typing import Any, NoReturn
 from hrdc_hpc.cluster import runs, submission
 from hrdc_hpc.cluster.ends import log_path
 from hrdc_hpc.cluster.exit_codes import Exit
-from hrdc_hpc.cluster.jobs import Job, Kind, job_state, last_job, note_job
+from hrdc_hpc.cluster.jobs import Job, Kind, job_state, last_job, note_job, note_refusal, note_submitting
 from hrdc_hpc.cluster.results import print_result
+from hrdc_hpc.cluster.signals import terminal_waits
 from hrdc_hpc.cluster.times import minutes
 from hrdc_hpc.config.load import load, loads, to_yaml
 from hrdc_hpc.config.paths import absolute
@@ -58,8 +60,7 @@ CLUSTER_FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(Exit.DO_NOT_REQUEUE, f"launch: {message}\n")
+        self.exit(Exit.DO_NOT_REQUEUE, f"launch: {message} (see --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(given)
     try:
         if args.follow is not None:
+            _refuse_others(args)
             return _follow_existing(Path(args.follow).absolute())
         if args.cfg is None:
             _parser().error(
@@ -80,9 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # '| head' has seen enough; nothing is left to be flushed into the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE
+    except OSError as error:
+        _complain(_trouble(error))
+        return Exit.FAILED
     except ValueError as error:  # the user's: config, data, a launch that is refused
         _complain(str(error))
         return Exit.DO_NOT_REQUEUE
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return Exit.LEFT
 
 
 def _launch(args: argparse.Namespace, command: Sequence[str]) -> int:
@@ -94,32 +102,61 @@ def _launch(args: argparse.Namespace, command: Sequence[str]) -> int:
         return _dry_run(kind, config, run)
     if kind == "slurm" and not args.prepare and shutil.which("sbatch") is None:
         raise ValueError(_NO_SBATCH)
-    found = runs.look(config, run)
+    found, job = runs.look(config, run), None  # refuses before anything is made
+    if found.state != "finished":
+        preflight(config.data)
+        with runs.claimed(config, run, command) as found:
+            if found.state != "finished":
+                job = _start(found, None if args.prepare else kind, config)
     if found.state == "finished":
         _say(f"{run} is finished: nothing to do. To start another, give it another --name.")
         print_result(found.folder.summary() or {}, run)
+    if job is None:
         return Exit.DONE
-    preflight(config.data)
-    for note in runs.prepare(found, config, command):
-        _say(note)
-    if args.prepare:
-        _say(f"prepared {run}; start it with:\n  {_plain_command(run)}")
-        return Exit.DONE
-    try:
-        job = submission.submit(kind, config, run)
-    except submission.SubmissionRefused:
-        runs.discard(found)
-        raise
-    note_job(run, job)
-    here = f"runs on this machine, for at most {config.cluster.time_min} minutes (--time)"
-    _say(f"job {job.job_id} {here if kind == 'local' else 'is in the queue'}")
-    _say(f"run folder: {run}")
-    _say(f"log:        {log_path(run, job.job_id)}")
     if args.wait:
         return _follow(run, job, config)
-    stop = f"kill -TERM {job.job_id}  (saves first)" if kind == "local" else f"scancel {job.job_id}"
-    _say(f"follow it:  {runs.follow_command(run)}\nstop it:    {stop}")
+    _say(_how_to_go_on(run, job))
     return Exit.DONE
+
+
+def _start(found: runs.Found, kind: Kind | None, config: RunConfig) -> Job | None:
+    """Bring the folder up to date and hand its job over, if `kind` says to whom; says what was done."""
+    run, job = found.folder.path, None
+    for note in runs.prepare(found, config):
+        _say(note)
+    if kind is None:
+        _say(f"prepared {run}; start it with:\n  {_plain_command(run)}")
+        return None
+    try:
+        with terminal_waits():  # a job that was taken must be written down
+            job = _submit(kind, config, run)
+    except KeyboardInterrupt:
+        if job:
+            _say(_how_to_go_on(run, job))
+        raise
+    return job
+
+
+def _submit(kind: Kind, config: RunConfig, run: Path) -> Job:
+    note_submitting(run, kind)
+    try:
+        job = submission.submit(kind, config, run)
+    except submission.SubmissionRefused as error:
+        note_refusal(run, str(error))
+        raise
+    try:
+        note_job(run, job)
+    finally:
+        here = f"runs on this machine, for at most {config.cluster.time_min} minutes (--time)"
+        _say(f"job {job.job_id} {here if kind == 'local' else 'is in the queue'}")
+        _say(f"run folder: {run}")
+        _say(f"log:        {log_path(run, job.job_id)}")
+    return job
+
+
+def _how_to_go_on(run: Path, job: Job) -> str:
+    stop = f"kill -TERM {job.job_id}  (saves first)" if job.kind == "local" else f"scancel {job.job_id}"
+    return f"follow it:  {runs.follow_command(run)}\nstop it:    {stop}"
 
 
 _NO_SBATCH = (
@@ -135,10 +172,19 @@ def _dry_run(kind: Kind, config: RunConfig, run: Path) -> int:
     if kind == "slurm" and shutil.which("sbatch") is None:
         _complain(f"launched here, this would stop: {_NO_SBATCH}")
     try:
-        preflight(config.data)
+        if runs.look(config, run).state == "finished":
+            _complain(f"launched here, this would do nothing: {run} is finished")
+        else:
+            preflight(config.data)
     except ValueError as error:
         _complain(f"launched here, this would stop: {error}")
     return Exit.DONE
+
+
+def _refuse_others(args: argparse.Namespace) -> None:
+    parser = _parser()
+    if any(value and value != parser.get_default(name) for name, value in vars(args).items() if name != "follow"):
+        parser.error("--follow goes alone: it follows the run as it was launched; leave the other arguments out")
 
 
 def _follow_existing(run: Path) -> int:
@@ -150,19 +196,23 @@ def _follow_existing(run: Path) -> int:
         return Exit.DONE
     if job is None:
         raise ValueError(f"--follow: no job was submitted for {run}; start it with launch --cfg {run / 'config.yaml'}")
-    return _follow(run, job, loads(folder.config.read_text(), place=str(folder.config)))
+    return _follow(run, job, loads(folder.config.read_text(), place=str(folder.config)), ours=False)
 
 
-def _follow(run: Path, job: Job, config: RunConfig) -> int:
-    """Follow to the end. Ctrl-C leaves a SLURM job in peace; a local run is told to save and stop, then killed."""
+def _follow(run: Path, job: Job, config: RunConfig, *, ours: bool = True) -> int:
+    """Follow to the end.
+
+    Ctrl-C leaves a SLURM job in peace, and what another command launched; a local run of `ours` is told to save and
+    stop, then killed.
+    """
     from hrdc_hpc.cluster.follow import follow  # rich takes its time to import
 
     batch = config.optim.global_batch
     try:
         return follow(run, job, batch)
     except KeyboardInterrupt:
-        if job.kind == "slurm":
-            _say(f"\njob {job.job_id} goes on. Follow it: {runs.follow_command(run)}   Cancel it: scancel {job.job_id}")
+        if job.kind == "slurm" or not ours:
+            _say(f"\njob {job.job_id} goes on\n{_how_to_go_on(run, job)}")
             return Exit.LEFT
     _say("\nstopping the run: it saves first (Ctrl-C again: at once; what was saved before stays)")
     _kill(run, job, signal.SIGTERM)
@@ -196,12 +246,16 @@ def _overrides(args: argparse.Namespace) -> list[str]:
     found |= {"name": args.name, "out_dir": args.out_dir, "cluster.setup": args.setup}
     for option in args.sbatch or ():
         key, separator, value = option.partition("=")
-        found[f"cluster.sbatch.{key.lstrip('-')}"] = value if separator else True
+        found[f"cluster.sbatch.{key.lstrip('-')}"] = _WORDS.get(value.lower(), value) if separator else True
     if args.cluster == "local" and (args.partition or args.sbatch):
         raise ValueError("--cluster local does not go with --partition or --sbatch, which are for SLURM; leave one out")
     # JSON is YAML: a string stays a string, however much it looks like a number
     flags = [f"{key}={json.dumps(value)}" for key, value in found.items() if value is not None]
     return [*flags, *args.overrides]
+
+
+_WORDS = {"true": True, "false": False}
+"""As in YAML; every other value of --sbatch is text."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -212,9 +266,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cluster", choices=["slurm", "local"], default="slurm", help="local: train on this machine")
     for field, (flag, kind, text) in CLUSTER_FLAGS.items():
         parser.add_argument(flag, dest=field, type=kind, help=text)
-    parser.add_argument(
-        "--sbatch", action="append", metavar="KEY=VALUE", help="any other sbatch option; may be repeated"
-    )
+    sbatch_help = "any other sbatch option by its long name; KEY=false leaves out one of ours; may be repeated"
+    parser.add_argument("--sbatch", action="append", metavar="KEY=VALUE", help=sbatch_help)
     parser.add_argument(
         "--setup", action="append", metavar="LINE", help="shell line that runs on the node first; may be repeated"
     )
@@ -226,6 +279,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--follow", metavar="RUN", help="follow a run that was launched before; nothing else is done")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config fields, e.g. optim.lr=0.2")
     return parser
+
+
+_NEXT = {
+    frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}): "make room there, or choose another --out-dir",
+    frozenset({errno.EACCES, errno.EPERM, errno.EROFS}): "choose an --out-dir in which you may write",
+    frozenset({errno.EEXIST, errno.ENOTDIR}): "a file is where a folder should be; choose another --out-dir",
+}
+
+
+def _trouble(error: OSError) -> str:
+    """Say where, what, and what to do."""
+    where = error.filename2 or error.filename
+    what = f"{where}: {error.strerror}" if where else str(error)
+    then = next((text for numbers, text in _NEXT.items() if error.errno in numbers), "put that right")
+    return f"{what}. To go on: {then}, then give the same command again"
 
 
 def _say(text: str) -> None:

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(*sys.argv[1:2], "code").absolute()))  # every attempt runs the run's own snapshot
+    # every attempt runs the run's own snapshot; what lies beside this file answers a wrong argument
+    sys.path[:0] = [str(Path(*sys.argv[1:2], "code").absolute()), str(Path(__file__).absolute().parents[1])]
     from hrdc_hpc.cluster.task import main
 
     main(sys.argv[1:])

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hrdc_hpc.cluster.jobs import Job
 from hrdc_hpc.engine.place import Place
+from hrdc_hpc.record.files import json_lines
 from hrdc_hpc.record.folder import RunFolder
 
 
@@ -46,21 +48,18 @@ def note_rank_end(run: Path, place: Place, code: int, reason: str) -> None:
     note_end(run, job_id=str(place.job["job_id"]), rank=place.rank, code=code, reason=reason, restart_count=start)
 
 
-def read_ends(run: Path, job_id: str) -> list[dict[str, Any]]:
-    """All ends of a job, oldest first; a torn last line is left out."""
+def read_ends(run: Path, job: Job) -> list[dict[str, Any]]:
+    """All ends of a job, oldest first; torn lines are left out.
+
+    A local job's id is a process id, which comes again: what was written before the job began is another's. Nodes of a
+    cluster have clocks of their own, and its job ids do not come again.
+    """
     try:
-        lines = _path(run).read_text(errors="replace").splitlines()
+        entries = json_lines(_path(run).read_bytes())
     except FileNotFoundError:
         return []
-    found = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry.get("job_id") == job_id:
-            found.append(entry)
-    return found
+    since = job.since if job.kind == "local" else 0.0
+    return [entry for entry in entries if entry.get("job_id") == job.job_id and entry["time"] >= since]
 
 
 def log_path(run: Path, job_id: str, rank: int = 0) -> Path:

@@ -7,7 +7,7 @@
 | 71   | this node is bad (GPU gone, ECC error)    | a requeue elsewhere; the same command resumes            |
 | 75   | stopped early and saved: start me again   | rank 0 has asked SLURM to requeue; else the same command |
 | 78   | do not requeue: the same would come again | a person: config, data, another writer; or cancelled     |
-| 130  | `launch --wait` was left with Ctrl-C      | nobody: a SLURM job goes on, a local one saves and ends  |
+| 130  | `launch` was left with Ctrl-C             | nobody: jobs go on; a local one of --wait saves and ends |
 
 SLURM itself acts on none of them but 0: the job's state is COMPLETED or FAILED. 71, 75 and 78 are EX_OSERR, EX_TEMPFAIL
 and EX_CONFIG of sysexits.h.

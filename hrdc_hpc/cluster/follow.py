@@ -41,9 +41,17 @@ class Progressed:
     eta_s: float | None = None
     checkpoint: int | None = None
     """Step of the last committed checkpoint."""
+    attempt: int | None = None
+    """Whose records these are."""
 
     def after(self, record: dict[str, Any], global_batch: int) -> Progressed:
-        """Return the progress once `record` (kind train or checkpoint) is known; others change nothing."""
+        """Return the progress once `record` is known: a new attempt has only what is saved, and the steps to do."""
+        if record["attempt"] != self.attempt:
+            anew = Progressed(steps=self.steps, checkpoint=self.checkpoint, attempt=record["attempt"])
+            return anew._with(record, global_batch)
+        return self._with(record, global_batch)
+
+    def _with(self, record: dict[str, Any], global_batch: int) -> Progressed:
         if record["kind"] == "checkpoint":
             return replace(self, checkpoint=record["step"])
         if record["kind"] != "train":
@@ -139,8 +147,9 @@ class Bar:
 
     def show(self, progress: Progressed, state: str) -> None:
         """Redraw."""
-        text = progress.text() if progress.step else f"job is {state}"
-        self._bar.update(self._task, total=progress.steps, completed=progress.step, description=text)
+        done = progress.step or progress.checkpoint or 0
+        text = progress.text() if progress.step else f"job is {state}" + (f", saved at step {done}" if done else "")
+        self._bar.update(self._task, total=progress.steps, completed=done, description=text)
 
     def say(self, text: str) -> None:
         """Write a line above the bar."""
@@ -172,7 +181,7 @@ def follow(run: Path, job: Job, global_batch: int, display: Display | None = Non
     if summary is not None:
         print_result(summary, run)
         return 0
-    text, code = failure(run, job.job_id, state.word)
+    text, code = failure(run, job, state.word)
     sys.stdout.write(f"{text}\n")
     return code
 

@@ -8,10 +8,12 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hrdc_hpc.cluster import scheduler
+from hrdc_hpc.record.files import append_durably, json_lines
 from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.lease import peek
 
 Kind = Literal["slurm", "local"]
 
@@ -25,6 +27,8 @@ class Job:
 
     kind: Kind
     job_id: str
+    since: float = 0.0
+    """Unix seconds, on the clock of the launcher: it did not exist before. Process ids of local jobs come again."""
 
 
 @dataclass(frozen=True)
@@ -35,27 +39,58 @@ class JobState:
     word: str
 
 
+def note_submitting(run: Path, kind: Kind) -> None:
+    """Write down, durably, that a job is about to be handed over. Only the holder of the launch writes here."""
+    _note(run, {"event": "submitting", "kind": kind})
+
+
 def note_job(run: Path, job: Job) -> None:
-    """Remember a submission in logs/jobs.jsonl. Only the holder of the launch writes here."""
-    with (RunFolder(run).logs / "jobs.jsonl").open("a") as file:
-        file.write(json.dumps({"time": time.time(), "kind": job.kind, "job_id": job.job_id}) + "\n")
+    """Write down the job that was taken."""
+    _note(run, {"event": "submitted", "kind": job.kind, "job_id": job.job_id, "since": job.since})
+
+
+def note_refusal(run: Path, why: str) -> None:
+    """Write down that the job was not taken."""
+    _note(run, {"event": "refused", "why": why})
 
 
 def last_job(run: Path) -> Job | None:
     """The newest submission of the run; None if there was none."""
+    taken = [entry for entry in _entries(run) if entry.get("event") == "submitted"]
+    return Job(taken[-1]["kind"], taken[-1]["job_id"], taken[-1]["since"]) if taken else None
+
+
+def cut_off(run: Path) -> bool:
+    """Whether the last launch was killed while it submitted: nobody wrote down if its job was taken."""
+    entries = _entries(run)
+    return bool(entries) and entries[-1].get("event") == "submitting"
+
+
+def _note(run: Path, entry: dict[str, Any]) -> None:
+    _path(run).parent.mkdir(exist_ok=True)
+    append_durably(_path(run), (json.dumps({"time": time.time(), **entry}) + "\n").encode())
+
+
+def _entries(run: Path) -> list[dict[str, Any]]:
     try:
-        lines = (RunFolder(run).logs / "jobs.jsonl").read_text().splitlines()
+        return list(json_lines(_path(run).read_bytes()))
     except FileNotFoundError:
-        return None
-    entry = json.loads(lines[-1])
-    return Job(entry["kind"], entry["job_id"])
+        return []
+
+
+def _path(run: Path) -> Path:
+    return RunFolder(run).logs / "jobs.jsonl"
 
 
 def job_state(run: Path, job: Job) -> JobState:
     """Ask the scheduler, or this machine, where the job is. Raises SchedulerError if SLURM does not answer."""
     if job.kind == "local":
-        lives = _controller_lives(run, job)
-        return JobState("running", "running on this machine") if lives else JobState("gone", "ended")
+        if _controller_lives(run, job):
+            return JobState("running", "running on this machine")
+        holder = peek(RunFolder(run))
+        if holder is not None and holder.job.get("cluster") == "local" and holder.job.get("job_id") == job.job_id:
+            return JobState("running", "stopping, because its controller was killed")
+        return JobState("gone", "ended")
     try:
         state, reason = scheduler.queue_state(job.job_id)
     except scheduler.NoSuchJob:

@@ -4,7 +4,8 @@ Kept: the pickle, the task's entry point, the file names, the time limit with it
 - the first rank that fails, or is killed, ends its peers after a grace (submitit waits for all of them, up to the time
   limit); the controller leaves with the code of that rank (submitit's always with 0);
 - it runs in a session of its own: it outlives the launcher, a closed terminal, and Ctrl-C in it;
-- stop signals to it reach the ranks (submitit's dies of SIGUSR2 and leaves them behind);
+- stop signals to it reach the ranks (submitit's dies of SIGUSR2 and leaves them behind), and if it is killed they get
+  SIGTERM (task.py), so that none goes on without a time limit;
 - no automatic restart (submitit's code 144): a machine of one's own preempts nobody, and a time limit is to be kept;
 - the ranks' environment is given to them alone; CUDA_VISIBLE_DEVICES of the shell is respected.
 """
@@ -22,7 +23,7 @@ from typing import Any
 from submitit.local.local import Controller, LocalExecutor, LocalJob
 
 from hrdc_hpc.cluster.ends import note_end
-from hrdc_hpc.cluster.signals import STOP_SIGNALS
+from hrdc_hpc.cluster.signals import STOP_SIGNALS, TERMINAL_SIGNALS
 
 PEER_GRACE_S = 3.0
 """How long the peers of a failed rank may go on, to write down their side of it."""
@@ -48,6 +49,7 @@ class Executor(LocalExecutor):  # type: ignore[misc, unused-ignore]
             "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(self.parameters["signal_delay_s"]),
             "SUBMITIT_STDERR_TO_STDOUT": "1",
             "SUBMITIT_LOCAL_WITH_SHELL": "",
+            "SUBMITIT_LOCAL_START": str(time.time_ns()),
             "CUDA_VISIBLE_DEVICES": visible_gpus(self.parameters["gpus_per_node"], self.environ),
         }
         with (self.folder / "controller.out").open("a") as out:
@@ -86,6 +88,8 @@ class RankController(Controller):  # type: ignore[misc, unused-ignore]
         super().__init__(folder)
         for number in STOP_SIGNALS:
             signal.signal(number, lambda number, _: self._forward_signal(signal.Signals(number)))
+        # the launcher shields what it starts from Ctrl-C, and the ranks would inherit that
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
 
     def run_ranks(self) -> int:
         """Run to the end; the exit code of the first rank that left badly (128 + n if signal n killed it), or 0."""

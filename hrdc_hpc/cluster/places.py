@@ -12,7 +12,7 @@ from pathlib import Path
 from hrdc_hpc.engine.place import Place
 
 RENDEZVOUS = "rendezvous"
-"""Folder in the run folder for the files through which ranks meet; emptied before a job is submitted."""
+"""Folder in the run folder for the files through which ranks meet."""
 
 _TORCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 _JOB_FACTS = {
@@ -83,7 +83,8 @@ def _local(run: Path, environ: Mapping[str, str]) -> Place:
     job: dict[str, str | int] = {
         "cluster": "local", "job_id": job_id, "restart_count": 0, "host": socket.gethostname(),
     }  # fmt: skip
-    return Place(rank, size, rank, size, run / RENDEZVOUS / f"local-{job_id}.json", job)
+    start = environ["SUBMITIT_LOCAL_START"]  # job_id is a process id, which comes again
+    return Place(rank, size, rank, size, run / RENDEZVOUS / f"local-{job_id}-{start}.json", job)
 
 
 def _slurm(run: Path, environ: Mapping[str, str]) -> Place:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hrdc_hpc.cluster.ends import log_path, read_ends
 from hrdc_hpc.cluster.exit_codes import Exit
+from hrdc_hpc.cluster.jobs import Job
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_raw
 from hrdc_hpc.record.table import accuracy_table, print_table
@@ -17,7 +18,7 @@ TAIL_LINES = 30
 
 
 def print_result(summary: Mapping[str, Any], run: Path) -> None:
-    """Print balanced test accuracy in percent, a row for each head and fusion, and where the run folder lies.
+    """Print test accuracy in percent, a row for each head and fusion, unreadable files, where the run folder lies.
 
     Args:
         summary: report/summary.json; accuracies are shares, 0 to 1.
@@ -25,19 +26,32 @@ def print_result(summary: Mapping[str, Any], run: Path) -> None:
     """
     title = f"balanced test accuracy after epoch {summary['epoch']}, step {summary['step']}"
     print_table(accuracy_table(summary["accuracy"], summary["primary"], title, summary.get("accuracy_ema")))
-    sys.stdout.write(f"run folder: {run}\n")
+    sys.stdout.write(f"{_left_out(run)}run folder: {run}\n")
     sys.stdout.flush()
 
 
-def failure(run: Path, job_id: str, word: str) -> tuple[str, int]:
-    """Return why a job left without finishing, with the end of the failing rank's log, and an exit code (not 0).
+def _left_out(run: Path) -> str:
+    """One line on the files that could not be read (data.on_bad_image: skip), or nothing."""
+    records = read_raw(RunFolder(run))
+    files: dict[str, int] = next((r["numbers"] for r in reversed(records) if r["kind"] == "left_out"), {})
+    reads = {record["attempt"]: record.get("unread", 0) for record in records if record["kind"] == "train"}
+    parts = [f"{number} files of the {split} split" for split, number in files.items() if number]
+    if unread := sum(reads.values()):  # each attempt counts its own
+        parts.append(f"{unread} reads while training")
+    return f"left out, because unreadable: {', '.join(parts)} (data.on_bad_image: skip)\n" if parts else ""
+
+
+def failure(run: Path, job: Job, word: str) -> tuple[str, int]:
+    """Return why a job left without finishing, and an exit code (not 0).
+
+    With the end of the failing rank's log, where the reason alone would not do.
 
     Args:
         run: the run folder.
-        job_id: the job.
+        job: the job.
         word: the scheduler's word for the job's end.
     """
-    cause = root_cause(read_ends(run, job_id))
+    job_id, cause = job.job_id, root_cause(read_ends(run, job))
     rank = 0 if cause is None or cause["rank"] is None else int(cause["rank"])
     log = log_path(run, job_id, rank)
     if cause is None:
@@ -48,6 +62,8 @@ def failure(run: Path, job_id: str, word: str) -> tuple[str, int]:
         lines = [f"{who} {job_id}: {cause['reason']} (exit code {code}; {word})"]
     if code == Exit.REQUEUE:
         return "\n".join([*lines, f"saved; the same command goes on from the last checkpoint. Log: {log}"]), code
+    if code == Exit.DO_NOT_REQUEUE:  # the reason was written for its reader
+        return "\n".join([*lines, f"Log: {log}"]), code
     tail = _tail(log)
     return "\n".join([*lines, f"last {len(tail)} lines of {log}:", *(f"  {line}" for line in tail)]), code
 

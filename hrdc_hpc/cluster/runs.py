@@ -1,31 +1,38 @@
 """What a launch finds in the run folder, and what it makes of it. Torch-free.
 
 nothing   -> made: config, manifest, snapshot of the code
-new       -> made before, but never ran: any setting may change
+new       -> nothing was saved yet: any setting may change
 started   -> goes on from its last checkpoint, if only operational fields changed; on the code of its first launch
 running   -> refused: one writer
 finished  -> its result is told; nothing is done
+
+Of several launches of one run at once, one holds the claim; it holds from the look to the written-down job id.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from hrdc_hpc.cluster import snapshot
-from hrdc_hpc.cluster.jobs import job_state, last_job
+from hrdc_hpc.cluster.jobs import cut_off, job_state, last_job
 from hrdc_hpc.cluster.scheduler import SchedulerError
 from hrdc_hpc.config.compare import Difference, differences
 from hrdc_hpc.config.load import loads, to_yaml
 from hrdc_hpc.config.schema import RunConfig
-from hrdc_hpc.record.files import write_text_durably
+from hrdc_hpc.record.files import TEMPORARY, naming, temporary_beside, write_text_durably
 from hrdc_hpc.record.folder import RunFolder
-from hrdc_hpc.record.lease import peek
+from hrdc_hpc.record.lease import Lease, LeaseHeld, peek
 from hrdc_hpc.record.manifest import collect
+
+_CLAIM_TTL_S = 600.0
+"""Longer than sbatch takes: a claim is not renewed. Of a launch that died on this machine it is free at once."""
 
 
 class Refused(ValueError):
@@ -34,12 +41,14 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Found:
-    """What lies where the run should go: nothing, a run that never started, one that did, one that is finished."""
+    """What lies where the run should go: nothing, a run that saved nothing yet, one that did, one that is finished."""
 
     folder: RunFolder
     state: Literal["nothing", "new", "started", "finished"]
     changed: tuple[Difference, ...] = ()
-    """Fields that the launch may change: operational ones, and any before the first start."""
+    """Fields that the launch may change: operational ones, and any before the first checkpoint."""
+    made: bool = False
+    """Whether this launch made the folder."""
 
 
 def look(config: RunConfig, run: Path) -> Found:
@@ -47,11 +56,8 @@ def look(config: RunConfig, run: Path) -> Found:
     folder = RunFolder(run)
     if not run.exists():
         return Found(folder, "nothing")
-    if not folder.config.is_file():
-        raise Refused(
-            f"{run} exists, but is not a run folder (no {folder.config.name}); choose another --name or --out-dir"
-        )
-    state = folder.state()
+    _refuse_other_folder(folder)
+    state = _state(folder)
     frozen = loads(folder.config.read_text(), place=str(folder.config))
     changed = differences(frozen, config)
     semantic = [change for change in changed if not change.operational]
@@ -69,16 +75,37 @@ def look(config: RunConfig, run: Path) -> Found:
     return Found(folder, state, tuple(changed))
 
 
-def prepare(found: Found, config: RunConfig, command: Sequence[str]) -> list[str]:
-    """Make a new run folder, or bring a started one up to date; lines for the user. `command`: for the manifest."""
+@contextmanager
+def claimed(config: RunConfig, run: Path, command: Sequence[str]) -> Iterator[Found]:
+    """Have the run to ourselves: make its folder if there is none, shut out other launches, look at what is there.
+
+    A folder that this launch made is removed again if the block ends in an error before a job was handed over. Raises
+    Refused. `command`: for the manifest.
+    """
+    folder = RunFolder(run)
+    made = _make(folder, config, command)
+    _refuse_other_folder(folder)
+    claim = _claim(folder)
+    try:
+        yield replace(look(config, run), made=made)
+    except BaseException:
+        if made and last_job(run) is None and not cut_off(run):
+            _discard(run)
+        raise
+    finally:
+        claim.release()
+
+
+def prepare(found: Found, config: RunConfig) -> list[str]:
+    """Bring a run folder up to date; lines for the user."""
     folder, notes = found.folder, []
-    if found.state == "nothing":
-        try:
-            RunFolder.create(folder.path, config_text=to_yaml(config), manifest=collect(command))
-        except FileExistsError as error:
-            raise Refused(f"{folder.path} was made by another launch just now; nothing was touched") from error
-    else:
-        going = "was made before, but never ran" if found.state == "new" else "goes on from its last checkpoint"
+    if cut_off(folder.path):
+        notes.append(
+            "an earlier launch was killed while it submitted. If its job was taken, it is in the queue (squeue --me"
+            f" --name={shlex.quote(config.name)}); of two jobs of a run one is refused when it starts"
+        )
+    if not found.made:
+        going = "goes on from its last checkpoint" if found.state == "started" else "begins anew: nothing was saved yet"
         notes.append(f"{folder.path} {going}")
         notes += [f"  {change}" for change in found.changed]
         if found.changed:
@@ -94,10 +121,53 @@ def prepare(found: Found, config: RunConfig, command: Sequence[str]) -> list[str
     return notes
 
 
-def discard(found: Found) -> None:
-    """Remove a folder that this launch made and whose job was not taken; one that was there before stays."""
-    if found.state == "nothing":
-        shutil.rmtree(found.folder.path)
+def _make(folder: RunFolder, config: RunConfig, command: Sequence[str]) -> bool:
+    """Make the run folder, as it is before its first launch; False if something was there, or another was faster."""
+    if folder.path.exists():
+        return False
+    try:
+        RunFolder.create(folder.path, config_text=to_yaml(config), manifest=collect(command))
+    except FileExistsError:
+        if not os.path.lexists(folder.path):  # it is the folder above that cannot be made
+            raise
+        return False
+    return True
+
+
+def _discard(run: Path) -> None:
+    aside = temporary_beside(run)
+    run.rename(aside)  # so that nobody finds half of it
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _claim(folder: RunFolder) -> Lease:
+    claims = RunFolder(folder.path)
+    claims.lease = folder.path / "launch"  # by the same rules as the lease of the run
+    try:
+        with naming(folder.path):
+            return Lease.acquire(claims, ttl_s=_CLAIM_TTL_S)
+    except LeaseHeld as error:
+        who = peek(claims, _CLAIM_TTL_S) or "another process"
+        raise Refused(
+            f"{folder.path} is being launched by {who}. Nothing was touched; once it is launched, follow it with:"
+            f" {follow_command(folder.path)}. If that process is dead, remove {claims.lease}"
+        ) from error
+
+
+def _refuse_other_folder(folder: RunFolder) -> None:
+    if not folder.config.is_file():
+        raise Refused(
+            f"{folder.path} exists, but is not a run folder (no {folder.config.name}); choose another --name or"
+            " --out-dir"
+        )
+
+
+def _state(folder: RunFolder) -> Literal["new", "started", "finished"]:
+    """As the folder says, but what saved nothing has nothing that another setting could spoil."""
+    state = folder.state()
+    # damaged ones count
+    saved = [path for path in folder.checkpoints.glob("*") if not path.name.startswith(TEMPORARY)]
+    return "new" if state == "started" and not saved else state
 
 
 def _refuse_if_running(folder: RunFolder) -> None:

@@ -9,14 +9,19 @@ SLURM sends signals to every process of a step, so:
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
+"""Ctrl-C, and a terminal that is closed."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class SignalStop:
@@ -47,14 +52,40 @@ class SignalStop:
         self._received.setdefault(signal.Signals(number).name, time.time())
 
 
+def stop_when_parent_dies(parent: int) -> None:
+    """Have SIGTERM sent to this process when process `parent`, which started it, is gone; at once if it already is."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextmanager
-def shielded() -> Iterator[None]:
-    """Start programs inside: they do not get the stop signals. Ours are delivered afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+def shielded(numbers: Collection[signal.Signals] = STOP_SIGNALS) -> Iterator[None]:
+    """Start programs inside: they do not get the signals `numbers`. Ours are delivered afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def terminal_waits() -> Iterator[None]:
+    """Have Ctrl-C and a closed terminal wait for the end of the block, also for programs that are started inside.
+
+    To block the signals is not enough: libraries have threads, which would take them. Main thread only.
+    """
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in TERMINAL_SIGNALS}
+    try:
+        with shielded(TERMINAL_SIGNALS):
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for late in came:
+        signal.raise_signal(late)
 
 
 _hooked = False

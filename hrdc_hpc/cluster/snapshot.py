@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import hrdc_hpc
+from hrdc_hpc.record.files import fsync_folder, naming, temporary_beside
 
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.py[co]", ".*")
 
@@ -15,13 +16,22 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.py[co]", ".*")
 def take(code: Path) -> None:
     """Copy the hrdc_hpc package as imported, and jobs/ where it lies beside it (a checkout), to `code`; whole or not.
 
-    Raises OSError (also if `code` exists and is not empty).
+    On disk when this returns. Raises OSError (also if `code` exists and is not empty).
     """
-    unfinished = code.with_name(f".{code.name}-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for source in _sources():
-        shutil.copytree(source, unfinished / source.name, ignore=_LEFT_OUT)
-    unfinished.rename(code)
+    unfinished = temporary_beside(code)
+    try:
+        for source in _sources():
+            for file in _files(source):
+                target = unfinished / source.name / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _copy_durably(source / file, target)
+        for folder, _, _ in os.walk(unfinished):
+            fsync_folder(Path(folder))
+        unfinished.rename(code)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    fsync_folder(code.parent)
 
 
 def changed_files(code: Path) -> list[str]:
@@ -30,6 +40,12 @@ def changed_files(code: Path) -> list[str]:
     then = {str(file): code / file for file in _files(code)}
     both = now.keys() & then.keys()
     return sorted((now.keys() ^ then.keys()) | {f for f in both if not filecmp.cmp(now[f], then[f], shallow=False)})
+
+
+def _copy_durably(source: Path, target: Path) -> None:
+    shutil.copy2(source, target)
+    with naming(target), target.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _sources() -> list[Path]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,17 @@ from hrdc_hpc.config.schema import Cluster, RunConfig
 from hrdc_hpc.record.folder import RunFolder
 
 _OWN_OPTIONS = {
-    "partition": "partition", "nodes": "nodes", "gpus-per-node": "gpus_per_node", "ntasks-per-node": "ranks_per_node",
+    "partition": "partition", "nodes": "nodes", "gpus-per-node": "gpus_per_node", "gpus": "gpus_per_node", "ntasks-per-node": "ranks_per_node",
     "ntasks": "ranks_per_node", "cpus-per-task": "cpus_per_rank", "mem": "mem_gb", "time": "time_min",
     "signal": "signal_delay_s", "account": "account", "qos": "qos", "constraint": "constraint",
     "array": "array_parallelism",
 }  # fmt: skip
 """sbatch options that are fields of `cluster`: given twice they would contradict each other."""
 _NOT_OURS_TO_CHANGE = ("output", "error", "open-mode", "job-name", "chdir", "wrap", "export")
+_DEFAULTS = ("requeue", "comment")
+"""Set by us, and the user's to change."""
+_MEETING_OVER_S = 86_400.0
+"""Ranks that have not met after a day have given up (engine/processes.py), or met and need the file no more."""
 
 
 class SubmissionRefused(RuntimeError):
@@ -89,12 +93,12 @@ def local_text(config: RunConfig, run: Path) -> str:
 
 
 def submit(kind: Kind, config: RunConfig, run: Path) -> Job:
-    """Hand the run to the scheduler, or start it here. Raises SubmissionRefused with the scheduler's words."""
-    folder = RunFolder(run)
-    folder.logs.mkdir(exist_ok=True)
-    shutil.rmtree(
-        run / RENDEZVOUS, ignore_errors=True
-    )  # process and job numbers come again; a stale meeting point misleads
+    """Hand the run to the scheduler, or start it here.
+
+    Raises SubmissionRefused with the scheduler's words, OSError when it is not known whether the job was taken.
+    """
+    folder, since = RunFolder(run), time.time()
+    _remove_old_meeting_points(run)
     task = TrainTask(str(run))
     if kind == "local":
         executor: Any = local.Executor(folder.logs, _job_environ(run, os.environ))
@@ -105,13 +109,21 @@ def submit(kind: Kind, config: RunConfig, run: Path) -> Job:
             signal_delay_s=config.cluster.signal_delay_s,
             setup=config.cluster.setup,
         )
-        return Job(kind, executor.submit(task).job_id)
+        return Job(kind, executor.submit(task).job_id, since)
     executor = _slurm_executor(config, run)
     try:
         with _outside_of_any_job():
-            return Job(kind, executor.submit(task).job_id)
-    except (FailedJobError, FailedSubmissionError, OSError) as error:
+            return Job(kind, executor.submit(task).job_id, since)
+    except (FailedJobError, FailedSubmissionError) as error:
         raise SubmissionRefused(f"sbatch did not take the job: {str(error).strip()}") from error
+
+
+def _remove_old_meeting_points(run: Path) -> None:
+    """Clear away what killed starts left. Their names do not come again, so this only saves files."""
+    for file in (run / RENDEZVOUS).glob("*"):
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > _MEETING_OVER_S:
+                file.unlink()
 
 
 def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
@@ -155,19 +167,29 @@ def _sbatch_options(config: RunConfig) -> dict[str, str | int | bool]:
     """Our own options and the user's, which may override --requeue and --comment; a value of false leaves one out."""
     chosen: dict[str, str | int | bool] = {"requeue": True, "comment": f"hrdc_hpc {config.name}"}
     for given, value in config.cluster.sbatch.items():
-        option = given.strip("-").replace("_", "-")
-        if option in _OWN_OPTIONS:
-            raise ValueError(
-                f"cluster.sbatch.{given}: set cluster.{_OWN_OPTIONS[option]} instead, which has a flag of its own"
-            )
-        if option in _NOT_OURS_TO_CHANGE or not option.replace("-", "").isalnum():
-            raise ValueError(f"cluster.sbatch.{given}: cannot be set; the launcher needs its own")
-        if "\n" in str(value):
-            raise ValueError(f"cluster.sbatch.{given}: must be one line, got {value!r}")
+        option = given.replace("_", "-")
+        if refusal := _refusal(option):
+            raise ValueError(f"cluster.sbatch.{given}: {refusal}")
         if option == "no-requeue" and value:
             chosen.pop("requeue", None)
         chosen[option] = value
     return {option: value for option, value in chosen.items() if value is not False}
+
+
+def _refusal(option: str) -> str | None:
+    """Why an sbatch option may not be given, if so. sbatch takes the beginning of an option for the option."""
+    if not option.replace("-", "").isalnum():
+        return "cannot be set; it is not the name of an sbatch option"
+    if len(option) == 1:
+        return "write the option's long name, as sbatch --help shows it"
+    if option in _NOT_OURS_TO_CHANGE:
+        return "cannot be set; the launcher needs its own"
+    if option in _OWN_OPTIONS:
+        return f"set cluster.{_OWN_OPTIONS[option]} instead, which has a flag of its own"
+    known = (*_OWN_OPTIONS, *_NOT_OURS_TO_CHANGE, *_DEFAULTS)
+    if option not in _DEFAULTS and (begun := [name for name in known if name.startswith(option)]):
+        return f"sbatch would take it for {begun[0]}; " + (_refusal(begun[0]) or "write it in full")
+    return None
 
 
 def _gpus(config: RunConfig) -> str:

@@ -21,7 +21,7 @@ from hrdc_hpc.cluster import exit_codes, requeue
 from hrdc_hpc.cluster.ends import note_rank_end
 from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.cluster.places import forget_torch_variables, this_place
-from hrdc_hpc.cluster.signals import SignalStop
+from hrdc_hpc.cluster.signals import SignalStop, stop_when_parent_dies
 from hrdc_hpc.engine.place import Place
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ def train_here(run: Path) -> tuple[Exit, dict[str, Any] | None]:
     faulthandler.enable()
     forget_torch_variables()
     place = this_place(run)
+    if place.job["cluster"] == "local":
+        stop_when_parent_dies(int(place.job["job_id"]))
     _log_to_stdout(place)
     if place.rank == 0:
         log.info("job %s start %s", place.job["job_id"], place.job["restart_count"])
@@ -77,10 +79,11 @@ def train_here(run: Path) -> tuple[Exit, dict[str, Any] | None]:
 
 def main(arguments: list[str]) -> NoReturn:
     """Entry point without submitit: `srun python jobs/train.py RUN`, or the same as a single process."""
-    if len(arguments) != 1 or not (Path(arguments[0]) / "config.yaml").is_file():
+    if len(arguments) != 1 or not all(Path(arguments[0], part).exists() for part in ("config.yaml", "code/hrdc_hpc")):
         given = " ".join(arguments) or "nothing"
         sys.stderr.write(
-            f"expected a run folder, got {given}; make one with: python -m hrdc_hpc.launch --cfg CONFIG --prepare\n"
+            f"expected a run folder (config.yaml, code/), got {given};"
+            " make one with: python -m hrdc_hpc.launch --cfg CONFIG --prepare\n"
         )
         sys.exit(Exit.DO_NOT_REQUEUE)
     code, result = train_here(Path(arguments[0]).absolute())

@@ -214,6 +214,9 @@ class Log:
     tensorboard: bool = True
 
 
+_BLANK = str.maketrans("\n\t", "  ")
+
+
 @options
 class Cluster:
     """What is asked of the scheduler; every field has a flag of `launch`."""
@@ -241,9 +244,19 @@ class Cluster:
     """Shell lines that run on the node before the job (module load ...)."""
 
     def __post_init__(self) -> None:
-        """Refuse a warning before the job begins, and dashes in names of sbatch options."""
+        """Refuse a warning before the job begins, dashes in names of sbatch options, and what would end a line."""
         dashes = next((name for name in self.sbatch if name.startswith("-")), None)
+        texts = [(name, getattr(self, name) or "") for name in ("partition", "account", "qos", "constraint")]
+        texts += [("sbatch", str(word)) for option in self.sbatch.items() for word in option]
         demand(
+            *(
+                Rule(name, text.isprintable(), f"must be one line of printable characters; got {text!r}")
+                for name, text in texts
+            ),
+            *(
+                Rule("setup", line.translate(_BLANK).isprintable(), f"must be printable characters; got {line!r}")
+                for line in self.setup
+            ),
             Rule(
                 "signal_delay_s",
                 self.signal_delay_s < 60 * self.time_min,

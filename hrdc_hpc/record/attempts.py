@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hrdc_hpc.record.files import append_whole, ends_torn, fsync_folder, json_lines
+from hrdc_hpc.record.files import append_durably, fsync_folder, json_lines
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import attempt_files, encode, metrics_file
 
@@ -46,7 +46,7 @@ def begin_attempt(folder: RunFolder, info: Mapping[str, Any]) -> Attempt:
         "info": dict(info),
         "previous_end": attempt.previous_end,
     }
-    _append(folder.attempts, encode(line))
+    append_durably(folder.attempts, encode(line))
     fsync_folder(folder.path)
     return attempt
 
@@ -73,12 +73,3 @@ def _take(path: Path) -> bool:
 def _end_of(metrics: Path) -> str:
     ends = [line for line in json_lines(metrics.read_bytes()) if line.get("kind") == "end"] if metrics.exists() else []
     return str(ends[-1].get("reason")) if ends else NO_FAREWELL
-
-
-def _append(path: Path, line: bytes) -> None:
-    descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
-    try:
-        append_whole(descriptor, b"\n" + line if ends_torn(path) else line)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,8 +9,9 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,22 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError of the block name `path` where it names none: what write(2) and fsync(2) raise does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_text_durably(path: Path, text: str) -> None:
     """Put `text` (UTF-8) at `path`, replacing what is there; readers see the old or the new text, whole."""
     aside = temporary_beside(path)
     try:
-        with aside.open("x", encoding="utf-8", newline="") as file:
+        with naming(path), aside.open("x", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -89,6 +101,17 @@ def append_whole(descriptor: int, line: bytes) -> None:
     written = os.write(descriptor, line)
     while written < len(line):
         written += os.write(descriptor, line[written:])
+
+
+def append_durably(path: Path, line: bytes) -> None:
+    """Append a line, ending in a newline, and return once it is on disk; a torn last line is closed first."""
+    descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
+    try:
+        with naming(path):
+            append_whole(descriptor, b"\n" + line if ends_torn(path) else line)
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def ends_torn(path: Path) -> bool:

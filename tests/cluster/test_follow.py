@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hrdc_hpc.cluster import follow as following
-from hrdc_hpc.cluster.ends import log_path, note_end
+from hrdc_hpc.cluster.ends import log_path, note_end, read_ends
 from hrdc_hpc.cluster.follow import Lines, MetricsTail, Progressed, duration, follow
 from hrdc_hpc.cluster.jobs import Job, JobState
 from hrdc_hpc.cluster.results import TAIL_LINES, failure, print_result, root_cause
@@ -20,12 +20,12 @@ from hrdc_hpc.record.folder import RunFolder
 SUMMARY: dict[str, Any] = {
     "step": 80, "epoch": 4, "primary": "fused",
     "accuracy": {
-        "head": {"overall": 0.5, "many": 0.9, "medium": 0.5, "few": None},
-        "fused": {"overall": 0.71249, "many": 0.8, "medium": 0.7, "few": None},
+        "head": {"overall": 0.5, "balanced": 0.5, "many": 0.9, "medium": 0.5, "few": None},
+        "fused": {"overall": 0.71249, "balanced": 0.71249, "many": 0.8, "medium": 0.7, "few": None},
     },
-    "accuracy_ema": {"fused": {"overall": 1.0, "many": 1.0, "medium": 1.0, "few": None}},
+    "accuracy_ema": {"fused": {"overall": 1.0, "balanced": 1.0, "many": 1.0, "medium": 1.0, "few": None}},
 }  # fmt: skip
-TRAIN = {"kind": "train", "epoch": 1, "loss": 2.0, "images_per_s": 100.0, "eta_s": 64.0}
+TRAIN = {"kind": "train", "attempt": 1, "epoch": 1, "loss": 2.0, "images_per_s": 100.0, "eta_s": 64.0}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
 
 def write(run: Path, attempt: int, *records: Mapping[str, Any], end: str = "\n") -> None:
     with (run / "metrics" / f"attempt-{attempt}.jsonl").open("a") as file:
-        file.write("\n".join(json.dumps(record) for record in records) + end)
+        file.write("\n".join(json.dumps({"attempt": attempt, **record}) for record in records) + end)
 
 
 def test_the_tail_gives_each_whole_line_once_and_attempts_in_order(run: Path) -> None:
@@ -43,22 +43,31 @@ def test_the_tail_gives_each_whole_line_once_and_attempts_in_order(run: Path) ->
     assert list(tail.new()) == []
     write(run, 10, {"n": 3})
     write(run, 9, {"n": 1}, {"n": 2}, end="")  # the last line is still being written
-    assert list(tail.new()) == [{"n": 1}, {"n": 3}]
+    assert [record["n"] for record in tail.new()] == [1, 3]
     write(run, 9, {}, end="")
-    assert [r for r in tail.new()] == []
+    assert list(tail.new()) == []
     with (run / "metrics" / "attempt-9.jsonl").open("a") as file:
         file.write("\n")
     assert list(tail.new()) == []  # '{"n": 2}{}' was torn by a kill, and is left out
     write(run, 10, {"n": 4})
-    assert list(tail.new()) == [{"n": 4}]
+    assert [record["n"] for record in tail.new()] == [4]
 
 
 def test_progress_reckons_the_steps_from_the_time_to_finish() -> None:
     progress = Progressed().after({**TRAIN, "step": 20}, global_batch=32)
     assert progress.steps == 20 + 64 * 100 / 32
-    progress = progress.after({"kind": "checkpoint", "step": 16}, 32).after({"kind": "phase", "step": 99}, 32)
+    for record in ({"kind": "checkpoint", "step": 16}, {"kind": "phase", "step": 99}):
+        progress = progress.after({"attempt": 1, **record}, 32)
     assert progress.text() == "step 20/220  epoch 2  loss 2.0000  100 images/s  0:01:04 to go  saved at step 16"
-    assert Progressed().after({"kind": "train", "step": 3, "epoch": 0}, 32).text() == "step 3  epoch 1"
+    assert Progressed().after({"kind": "train", "attempt": 1, "step": 3, "epoch": 0}, 32).text() == "step 3  epoch 1"
+
+
+def test_a_new_attempt_shows_nothing_of_the_one_before_but_what_it_saved() -> None:
+    first = Progressed().after({**TRAIN, "step": 20}, 32).after({"kind": "checkpoint", "attempt": 1, "step": 16}, 32)
+    begun = first.after({"kind": "phase", "attempt": 2, "step": 0}, 32)
+    assert (begun.step, begun.loss, begun.eta_s, begun.images_per_s) == (0, None, None, None)
+    assert (begun.steps, begun.checkpoint) == (220, 16)
+    assert begun.after({**TRAIN, "attempt": 2, "step": 17, "loss": 1.5}, 32).text().startswith("step 17/")
 
 
 def test_duration() -> None:
@@ -79,6 +88,21 @@ def test_the_result_is_a_table_with_every_prediction(run: Path, capsys: pytest.C
     assert out.splitlines()[-1] == f"run folder: {run}"
 
 
+def test_files_that_were_left_out_are_told_under_the_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def under_the_table() -> list[str]:
+        print_result(SUMMARY, run)
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+
+    write(run, 1, {**TRAIN, "step": 20, "unread": 0})
+    assert under_the_table() == []
+    write(run, 1, {**TRAIN, "step": 30, "unread": 2}, {**TRAIN, "step": 40, "unread": 3})
+    counts = {"kind": "left_out", "step": 0, "numbers": {"train": 4, "val": 0}, "files": {}}
+    write(run, 2, counts, {**TRAIN, "attempt": 2, "step": 60, "unread": 1})
+    (line,) = under_the_table()
+    assert "4 files of the train split, 4 reads while training" in line
+    assert "val" not in line
+
+
 def end(code: int, time: float, rank: int | None = 0, start: int = 0) -> dict[str, Any]:
     return {"code": code, "time": time, "rank": rank, "restart_count": start}
 
@@ -94,21 +118,38 @@ def test_the_root_cause_is_the_kill_then_the_first_error_then_the_stop() -> None
 
 
 def test_failure_shows_the_failing_ranks_log(run: Path) -> None:
-    note_end(run, job_id="7", rank=1, code=78, reason="ValueError: no such folder")
+    note_end(run, job_id="7", rank=1, code=71, reason="RuntimeError: GPU lost")
     note_end(run, job_id="8", rank=0, code=1, reason="another job")
     log_path(run, "7", 1).write_text("".join(f"line {n}\n" for n in range(100)))
-    text, code = failure(run, "7", "FAILED")
-    assert code == 78
+    text, code = failure(run, Job("slurm", "7"), "FAILED")
+    assert code == 71
     lines = text.splitlines()
     assert "rank 1" in lines[0]
-    assert "ValueError: no such folder" in lines[0]
+    assert "RuntimeError: GPU lost" in lines[0]
     assert str(log_path(run, "7", 1)) in lines[1]
     assert lines[2:] == [f"  line {n}" for n in range(100 - TAIL_LINES, 100)]
 
 
+def test_an_error_of_the_users_is_its_sentence_without_the_log(run: Path) -> None:
+    note_end(run, job_id="7", rank=1, code=78, reason="ValueError: no such folder")
+    log_path(run, "7", 1).write_text("Traceback\n")
+    text, code = failure(run, Job("slurm", "7"), "FAILED")
+    assert code == 78
+    assert "ValueError: no such folder" in text
+    assert text.endswith(f"\nLog: {log_path(run, '7', 1)}")
+    assert "Traceback" not in text
+
+
+def test_ends_of_another_process_with_the_same_number_are_not_this_jobs(run: Path) -> None:
+    note_end(run, job_id="7", rank=0, code=78, reason="an earlier run's")
+    (old,) = read_ends(run, Job("slurm", "7", since=1e12))  # job ids do not come again, and clocks of nodes differ
+    assert read_ends(run, Job("local", "7", since=old["time"])) == [old]
+    assert read_ends(run, Job("local", "7", since=old["time"] + 1e-6)) == []
+
+
 def test_failure_of_a_job_that_left_no_word(run: Path) -> None:
     write(run, 1, {"kind": "end", "step": 5, "reason": "SIGTERM"})
-    text, code = failure(run, "7", "OUT_OF_MEMORY")
+    text, code = failure(run, Job("slurm", "7"), "OUT_OF_MEMORY")
     assert code == 1
     assert "OUT_OF_MEMORY" in text
     assert "SIGTERM" in text

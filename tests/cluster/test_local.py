@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hrdc_hpc.cluster.ends import read_ends
+from hrdc_hpc.cluster.jobs import Job
 from hrdc_hpc.cluster.local import after_setup, visible_gpus
 
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -74,7 +75,7 @@ def test_a_failing_rank_ends_its_hanging_peer_and_gives_its_code(start: Start, m
 def test_a_killed_rank_is_named(start: Start, tmp_path: Path) -> None:
     process = start("[ $RANK = 1 ] && kill -9 $$; sleep 0.2; exit 1")
     assert process.wait(20) == 128 + signal.SIGKILL
-    (end,) = read_ends(tmp_path / "it's a run", str(process.pid))
+    (end,) = read_ends(tmp_path / "it's a run", Job("local", str(process.pid)))
     assert (end["rank"], end["code"], end["reason"]) == (1, -9, "killed by SIGKILL")
 
 
@@ -92,7 +93,7 @@ def test_the_time_limit_is_announced_and_then_kept(start: Start, tmp_path: Path)
     process = start("trap 'echo warned' USR2; while true; do sleep 0.05; done", **limits)
     assert process.wait(20) == 1
     assert outputs(tmp_path, process) == ["warned\n"] * 2
-    (end,) = read_ends(tmp_path / "it's a run", str(process.pid))
+    (end,) = read_ends(tmp_path / "it's a run", Job("local", str(process.pid)))
     assert "time limit" in end["reason"]
 
 

@@ -64,11 +64,13 @@ def test_tasks_on_node_says_what_it_cannot_read() -> None:
 def test_a_task_of_the_local_executor() -> None:
     environ = {
         "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2",
-        "SUBMITIT_LOCAL_JOB_ID": "9",
+        "SUBMITIT_LOCAL_JOB_ID": "9", "SUBMITIT_LOCAL_START": "1700",
     }  # fmt: skip
     place = this_place(RUN, environ | {"SLURM_JOB_ID": "71"})  # also inside an allocation
     assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (1, 2, 1, 2)
     assert place.job["cluster"] == "local"
+    later = this_place(RUN, environ | {"SUBMITIT_LOCAL_START": "1800"})  # process ids come again
+    assert later.rendezvous != place.rendezvous
 
 
 def test_a_single_process_never_meets_another() -> None:

@@ -105,3 +105,12 @@ def test_a_shielded_program_outlives_the_signal_that_its_parent_gets() -> None:
         told(f"{unshielded.wait()}")  # what shielding is for
     """) as process:
         assert process.communicate(timeout=20)[0] == f"None 0 SIGUSR2\n{-signal.SIGUSR2}\n"
+
+
+def test_a_rank_whose_parent_is_gone_already_is_told_to_stop() -> None:
+    code = (
+        "import os; from hrdc_hpc.cluster.signals import SignalStop, stop_when_parent_dies as check; stop = SignalStop();"
+        "stop.install(); check(os.getppid()); first = stop.reason(); check(os.getpid()); print(first, stop.reason())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "None SIGTERM\n"

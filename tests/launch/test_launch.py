@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import re
 import resource
 import statistics
 import subprocess
@@ -16,61 +14,14 @@ from pathlib import Path
 import pytest
 
 import hrdc_hpc
-from hrdc_hpc.cluster.jobs import Job, note_job
 from hrdc_hpc.config.load import load, to_yaml
+from hrdc_hpc.config.paths import absolute
 from hrdc_hpc.config.schema import Cluster
 from hrdc_hpc.launch import CLUSTER_FLAGS, main
-from hrdc_hpc.record.folder import RunFolder
-from hrdc_hpc.record.lease import Lease
 
-CONFIG = """
-name: small
-data: {dataset: digits_lt, image_size: 24}
-model: {backbone: tiny}
-method: hrdc
-optim: {epochs: 2, global_batch: 32}
-"""
-SBATCH = """#!/bin/bash
-cp "$1" "$FAKE/given.sbatch"; echo "$@" > "$FAKE/arguments"; env > "$FAKE/environ"
-[ -e "$FAKE/refusal" ] && { cat "$FAKE/refusal" >&2; exit 1; }
-echo "Submitted batch job 4242"
-"""
-SQUEUE = """#!/bin/bash
-cat "$FAKE/queue" 2>/dev/null || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }
-"""
+from launching import contents, launch
+
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Working directory with a config, whose name is hostile, on a machine without SLURM."""
-    folder = tmp_path / 'it\'s "a" $HOME folder'
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("PATH", "/nowhere")
-    (folder / "small.yaml").write_text(CONFIG)
-    return folder
-
-
-@pytest.fixture
-def slurm(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of a make-believe SLURM that is on the PATH: what sbatch was given, what squeue is to say."""
-    folder = place.parent / "slurm"
-    folder.mkdir()
-    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE)):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setenv("FAKE", str(folder))
-    return folder
-
-
-def launch(*arguments: str) -> int:
-    return main(["--cfg", "small.yaml", *arguments])
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # the text
@@ -105,7 +56,7 @@ def test_what_is_submitted_is_what_dry_run_prints(place: Path, slurm: Path, caps
     given = (slurm / "given.sbatch").read_text()
     assert given
     assert printed.startswith(given)
-    config = to_yaml(load("small.yaml", ['cluster.partition="gpu"', 'cluster.sbatch.mail-type="END"']))
+    config = to_yaml(absolute(load("small.yaml", ['cluster.partition="gpu"', 'cluster.sbatch.mail-type="END"'])))
     assert (run / "config.yaml").read_text() == config
     assert printed.endswith(f"# the run's config.yaml, in {run}\n{config}\n")
     out = capsys.readouterr().out
@@ -153,13 +104,27 @@ def test_every_cluster_field_has_a_flag(place: Path, capsys: pytest.CaptureFixtu
     (place / "back.yaml").write_text(text)
     config = load("back.yaml")
     assert config.name == "007"
-    assert config.out_dir == Path("else where")
+    assert config.out_dir == place / "else where"
     assert config.cluster == Cluster(
         partition="gpu", nodes=4, gpus_per_node=8, ranks_per_node=5, cpus_per_rank=12, mem_gb=480, time_min=1470,
         signal_delay_s=120, account="0123", qos="high", constraint="a100|h100", array_parallelism=3,
         sbatch={"exclusive": True, "mail-type": "END,FAIL", "no_requeue": True, "comment": "it's mine"},
         setup=("module load cuda/13", "export NCCL_DEBUG=WARN"),
     )  # fmt: skip
+
+
+def test_sbatch_options_that_are_true_or_false(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["requeue=false", "exclusive=true", "hold=no"]
+    assert launch("--dry-run", *(word for option in options for word in ("--sbatch", option))) == 0
+    text = capsys.readouterr().out.partition("\n# the run's config.yaml")[0]
+    assert "requeue" not in text
+    assert "#SBATCH --exclusive\n" in text
+    assert "#SBATCH --hold=no\n" in text  # text, for sbatch to judge
+
+
+def test_setup_lines_may_have_several_lines(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("--dry-run", "--setup", "if true; then\n\texport A=1\nfi") == 0
+    assert "if true; then\n\texport A=1\nfi\n" in capsys.readouterr().out
 
 
 def test_an_override_after_the_flags_wins(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +149,15 @@ def test_an_override_after_the_flags_wins(place: Path, capsys: pytest.CaptureFix
         (["--sbatch", "output=x"], "cluster.sbatch.output: cannot be set"),
         (["--sbatch", "a b=x"], "cannot be set"),
         (["--sbatch", "comment=one\ntwo"], "must be one line"),
+        (["--sbatch", "N=3"], "cluster.sbatch.N: write the option's long name"),
+        (["--sbatch", "part=gpu"], "cluster.sbatch.part: sbatch would take it for partition; set cluster.partition"),
+        (["--sbatch", "out=x"], "sbatch would take it for output; cannot be set"),
+        (["--sbatch", "requ=false"], "sbatch would take it for requeue; write it in full"),
+        (["--account", "me\n#SBATCH --nodes=99"], "cluster.account: must be one line of printable characters"),
+        (["--partition", "a\rb"], "cluster.partition: must be one line"),
+        (["--qos", "a\x1b"], "cluster.qos: must be one line"),
+        (["--constraint", "a\nb"], "cluster.constraint: must be one line"),
+        (["--setup", "a\x00"], "cluster.setup"),
         (["--cluster", "local", "--partition", "gpu"], "leave one out"),
         (["--cluster", "local", "--nodes", "2"], "cluster.nodes: 2, but --cluster local is this machine alone"),
         ([], "no sbatch on the PATH"),
@@ -216,7 +190,10 @@ def test_a_wrong_command_line(
     with pytest.raises(SystemExit) as left:
         launch(*arguments)
     assert left.value.code == 78
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.endswith("(see --help)\n")
+    assert error.count("\n") == 1
 
 
 def test_without_a_config(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,154 +245,3 @@ def test_it_answers_in_a_second_without_torch(place: Path, arguments: list[str])
 def _cpu_of_children() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-# what is found
-
-
-@pytest.fixture
-def started(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A run whose job has begun, and has left the queue without finishing."""
-    assert launch() == 0
-    (slurm / "given.sbatch").unlink()
-    capsys.readouterr()
-    run = place / "runs" / "small"
-    (run / "metrics" / "attempt-1.jsonl").touch()
-    return run
-
-
-def test_prepare_makes_a_run_and_submits_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch("--prepare") == 0
-    run = place / "runs" / "small"
-    code = RunFolder(run).code
-    assert (code / "hrdc_hpc" / "engine" / "place.py").is_file()
-    assert not [path for path in code.rglob("*") if path.name == "__pycache__"]
-    assert json.loads((run / "manifest.json").read_text())
-    out = capsys.readouterr().out
-    assert "srun" in out
-    assert "train.py" in out or "hrdc_hpc.cluster.task" in out
-
-
-def test_a_half_finished_run_goes_on_with_operational_changes(
-    started: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    old = (started / "config.yaml").read_text()
-    assert launch("--nodes", "2", "checkpoint.every_steps=7") == 0
-    out = capsys.readouterr().out
-    assert "goes on from its last checkpoint" in out
-    assert "cluster.nodes: 1 -> 2" in out
-    assert "checkpoint.every_steps: 500 -> 7" in out
-    assert (started / "config-1.yaml").read_text() == old
-    assert "every_steps: 7" in (started / "config.yaml").read_text()
-    assert "#SBATCH --nodes=2\n" in (slurm / "given.sbatch").read_text()
-    assert launch("--nodes", "3") == 0
-    assert "every_steps: 7" in (started / "config-2.yaml").read_text()
-
-
-def test_a_run_that_never_began_may_change_as_it_likes(
-    started: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (started / "metrics" / "attempt-1.jsonl").unlink()
-    assert launch("optim.lr=0.3") == 0
-    assert "never ran" in capsys.readouterr().out
-    assert "lr: 0.3" in (started / "config.yaml").read_text()
-
-
-def test_an_unchanged_relaunch_keeps_the_config_file(started: Path, slurm: Path) -> None:
-    assert launch() == 0
-    assert (slurm / "given.sbatch").exists()
-    assert not list(started.glob("config-*.yaml"))
-
-
-def test_a_semantic_change_is_refused_and_nothing_is_touched(
-    started: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = contents(started)
-    assert launch("optim.lr=0.3", "seed=4", "--nodes", "2") == 78
-    error = capsys.readouterr().err
-    assert "optim.lr: 0.1 -> 0.3" in error
-    assert "seed: 0 -> 4" in error
-    assert "cluster.nodes" not in error
-    assert "--name" in error
-    assert contents(started) == before
-    assert not (slurm / "given.sbatch").exists()
-
-
-@pytest.mark.parametrize("state", ["PENDING|Resources", "RUNNING|None", "COMPLETING|None"])
-def test_a_run_whose_job_is_in_the_queue_is_refused(
-    started: Path, slurm: Path, capsys: pytest.CaptureFixture[str], state: str
-) -> None:
-    (slurm / "queue").write_text(f"{state}\n")
-    assert launch() == 78
-    error = capsys.readouterr().err
-    assert "job 4242 of this run is" in error
-    assert state.partition("|")[0] in error
-    assert "--follow" in error
-    assert not (slurm / "given.sbatch").exists()
-
-
-def test_a_running_run_is_refused(started: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lease = Lease.acquire(RunFolder(started), {"job_id": "77"})
-    try:
-        assert launch() == 78
-    finally:
-        lease.release()
-    error = capsys.readouterr().err
-    assert "is running: process" in error
-    assert "since" in error
-    assert "77" in error
-    assert not (slurm / "given.sbatch").exists()
-
-
-SUMMARY = {
-    "step": 8, "epoch": 2, "primary": "fused", "accuracy_ema": None,
-    "accuracy": {"fused": {"overall": 0.5, "many": 0.75, "medium": 0.5, "few": 0.25}},
-}  # fmt: skip
-
-
-def test_a_finished_run_tells_its_result(started: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    RunFolder(started).write_summary(SUMMARY)
-    before = contents(started)
-    assert launch("--nodes", "2") == 0
-    out = capsys.readouterr().out
-    assert "is finished" in out
-    assert "--name" in out
-    assert re.search(r"fused \*.*50\.00.*75\.00.*50\.00.*25\.00", out)
-    assert contents(started) == before
-    assert launch("optim.lr=0.3") == 78  # its result is not that of these settings
-    assert main(["--follow", str(started)]) == 0
-
-
-def test_a_folder_that_is_no_run_is_left_alone(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (place / "runs" / "small").mkdir(parents=True)
-    assert launch() == 78
-    assert "is not a run folder" in capsys.readouterr().err
-    assert main(["--follow", str(place)]) == 78
-
-
-def test_code_that_changed_since_the_first_launch_is_named(started: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = RunFolder(started).code / "hrdc_hpc" / "launch.py"
-    file.write_text("# another\n")
-    assert launch() == 0
-    out = capsys.readouterr().out
-    assert "differs from the present one in 1 files (hrdc_hpc/launch.py)" in out
-    assert file.read_text() == "# another\n"
-
-
-def test_a_launch_that_was_killed_before_its_snapshot_is_made_up_for(started: Path) -> None:
-    code = RunFolder(started).code
-    for path in sorted(code.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    assert launch() == 0
-    assert (code / "hrdc_hpc" / "__init__.py").is_file()
-
-
-def test_follow_without_a_job(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch("--prepare") == 0
-    assert main(["--follow", "runs/small"]) == 78
-    assert "no job was submitted" in capsys.readouterr().err
-
-
-def test_a_job_number_of_another_process_is_not_this_runs(started: Path) -> None:
-    note_job(started, Job("local", str(os.getpid())))  # this process is there, but no controller
-    assert launch() == 0

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import hrdc_hpc
-from hrdc_hpc.cluster.ends import log_path
-from hrdc_hpc.cluster.jobs import last_job
+from hrdc_hpc.cluster.ends import log_path, read_ends
+from hrdc_hpc.cluster.jobs import Job, last_job
 from hrdc_hpc.record.folder import RunFolder
 
 PACKAGE = Path(hrdc_hpc.__file__).parent
@@ -129,8 +129,8 @@ def test_a_rank_with_bad_data_gives_its_code_and_its_log(site: Site) -> None:
     assert "ValueError: data.dataset: no such image" in output
     job = last_job(site.run)
     assert job
-    assert f"lines of {log_path(site.run, job.job_id, 1)}:" in output
-    assert 'raise ValueError("data.dataset: no such image")' in output
+    assert output.rstrip().endswith(f"Log: {log_path(site.run, job.job_id, 1)}")
+    assert "Traceback" not in output  # the sentence says all
 
 
 def test_a_killed_rank_is_told_from_its_peers_errors(site: Site) -> None:
@@ -151,7 +151,9 @@ def test_a_local_run_outlives_its_launcher_stops_on_a_signal_and_resumes_on_the_
     assert f"--follow '{site.run}'".replace("it's", "it'\"'\"'s") in output
 
     refused = site.launch()
-    assert f"job {controller} of this run is running on this machine" in refused.communicate(timeout=30)[0]
+    said = refused.communicate(timeout=30)[0]
+    assert "is running: process" in said
+    assert f"job {controller}" in said
     assert refused.returncode == 78
 
     follower = site.start("--follow", str(site.run))
@@ -201,7 +203,52 @@ def test_the_printed_command_without_submitit_runs_the_same_snapshot(site: Site,
 
 
 def test_the_entry_point_wants_a_run(site: Site) -> None:
-    entry = str(site.source / "jobs" / "train.py")
-    nothing = site.start("runs", command=(entry,))
-    assert "expected a run folder, got runs" in nothing.communicate(timeout=30)[0]
-    assert nothing.returncode == 78
+    command = [sys.executable, "-P", str(site.source / "jobs" / "train.py"), "runs"]
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, cwd="/", env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 78, done.stderr
+    assert ", got runs; make one with" in done.stderr
+
+
+def test_a_killed_controller_takes_its_ranks_along_and_they_save(site: Site) -> None:
+    site.behave("wait for a stop, slowly")
+    launched = site.launch("--wait")
+    controller = site.wait_for_ranks()
+    os.kill(controller, signal.SIGKILL)  # the controller alone, not its process group
+    time.sleep(1.5)
+    assert launched.poll() is None  # the ranks are still at it
+    refused = site.launch()
+    assert "is running: process" in refused.communicate(timeout=30)[0]
+    assert refused.returncode == 78
+    output, _ = launched.communicate(timeout=30)
+    assert launched.returncode == 75, output
+    assert "stopped by SIGTERM" in output
+    end = time.monotonic() + 5
+    while any(group == controller for group in _groups_at_work()):
+        assert time.monotonic() < end, "a rank goes on without its controller"
+        time.sleep(0.05)
+
+
+def _groups_at_work() -> Iterator[int]:
+    """Process groups of all processes that have not ended."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            if state not in "ZX":
+                yield int(group)
+
+
+def test_ctrl_c_in_a_follower_leaves_the_run_alone(site: Site) -> None:
+    site.behave("wait for a stop")
+    site.launch().communicate(timeout=30)
+    controller = site.wait_for_ranks()
+    follower = site.start("--follow", str(site.run))
+    assert follower.stdout
+    while "job is running" not in follower.stdout.readline():
+        assert follower.poll() is None
+    follower.send_signal(signal.SIGINT)
+    output, _ = follower.communicate(timeout=30)
+    assert follower.returncode == 130, output
+    assert f"job {controller} goes on" in output
+    os.kill(controller, 0)
+    assert not read_ends(site.run, Job("local", str(controller)))

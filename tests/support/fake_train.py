@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hrdc_hpc.engine.place import Place, Stop
 from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.lease import Lease
 from hrdc_hpc.record.metrics import MetricsWriter
 
 MARKER = "first"
@@ -41,9 +42,13 @@ def train(run: Path, place: Place, stop: Stop) -> Outcome:
     if behave == "killed" and place.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if behave != "finish":  # a collective that waits for its peers
+        lease = Lease.acquire(RunFolder(run), place.job) if place.rank == 0 else None
         print("waiting", flush=True)
         while stop.reason() is None:
             time.sleep(0.02)
+        time.sleep(5 if "slowly" in behave else 0)
+        if lease:
+            lease.release()
         return Outcome(False, stop.reason() or "", 3)
     if place.rank == 0:
         _write_results(run)
