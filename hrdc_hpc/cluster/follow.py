@@ -232,6 +232,9 @@ def _ask(run: Path, job: Job, before: JobState, display: Display) -> JobState:
 
 
 def _evaluation(record: dict[str, Any]) -> str:
-    averaged = " with averaged weights" if record["kind"] == "eval_ema" else ""
-    rows = ", ".join(f"{name} {_percent(shares['overall'])}" for name, shares in record["accuracy"].items())
-    return f"evaluated{averaged} at step {record['step']}, accuracy in percent: {rows}"
+    """One line: the prediction that is reported; all of them are in the metrics and in the table at the end."""
+    name = record["primary"]
+    shares = record["accuracy"][name]
+    averaged = " (averaged weights)" if record["kind"] == "eval_ema" else ""
+    groups = ", ".join(f"{group} {_percent(shares[group])}" for group in ("many", "medium", "few"))
+    return f"evaluated at step {record['step']}: {name} {_percent(shares['overall'])} % ({groups}){averaged}"

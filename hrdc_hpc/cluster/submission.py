@@ -21,10 +21,10 @@ from hrdc_hpc.config.schema import Cluster, RunConfig
 from hrdc_hpc.record.folder import RunFolder
 
 _OWN_OPTIONS = {
-    "partition": "partition", "nodes": "nodes", "gpus-per-node": "gpus_per_node", "gpus": "gpus_per_node", "ntasks-per-node": "ranks_per_node",
-    "ntasks": "ranks_per_node", "cpus-per-task": "cpus_per_rank", "mem": "mem_gb", "time": "time_min",
-    "signal": "signal_delay_s", "account": "account", "qos": "qos", "constraint": "constraint",
-    "array": "array_parallelism",
+    "partition": "partition", "nodes": "nodes", "gpus-per-node": "gpus_per_node", "gpus": "gpus_per_node",
+    "ntasks-per-node": "ranks_per_node", "ntasks": "ranks_per_node", "cpus-per-task": "cpus_per_rank",
+    "mem": "mem_gb", "time": "time_min", "signal": "signal_delay_s", "account": "account", "qos": "qos",
+    "constraint": "constraint", "array": "array_parallelism",
 }  # fmt: skip
 """sbatch options that are fields of `cluster`: given twice they would contradict each other."""
 _NOT_OURS_TO_CHANGE = ("output", "error", "open-mode", "job-name", "chdir", "wrap", "export")

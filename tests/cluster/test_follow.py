@@ -179,7 +179,7 @@ class Scripted:
 def test_follow_goes_on_across_a_requeue_and_a_silent_controller(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluation = {"kind": "eval", "step": 20, "epoch": 1, "accuracy": {"fused": SUMMARY["accuracy"]["fused"]}}
+    evaluation = {"kind": "eval", "step": 20, "epoch": 1, "primary": "fused", "accuracy": SUMMARY["accuracy"]}
 
     def first_attempt() -> tuple[str, str]:
         write(run, 1, {**TRAIN, "step": 20}, evaluation)
@@ -202,7 +202,7 @@ def test_follow_goes_on_across_a_requeue_and_a_silent_controller(
     out = capsys.readouterr().out
     assert "job is PENDING (Priority)" in out
     assert "SLURM does not answer" in out
-    assert out.count("evaluated at step 20, accuracy in percent: fused 71.2\n") == 1
+    assert out.count("evaluated at step 20: fused 71.2 % (many 80.0, medium 70.0, few -)\n") == 1
     assert "step 40/" in out
     assert "fused *" in out
 

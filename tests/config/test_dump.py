@@ -21,9 +21,10 @@ MARKS = st.sampled_from(
     ["- a", "a: b", "#a", "*a", "&a", "!a", "%a", "@a", "'", '"', "{", "[", "<<", "=", "|", ">", "?", "0x1f"]
 )
 TEXT = WORDS | MARKS | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+LINE = TEXT.filter(str.isprintable)
 POSITIVE = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 SBATCH = st.dictionaries(
-    TEXT.filter(lambda key: not key.startswith("-")), TEXT | st.integers() | st.booleans(), max_size=3
+    LINE.filter(lambda key: not key.startswith("-")), LINE | st.integers() | st.booleans(), max_size=3
 )
 
 
@@ -31,7 +32,9 @@ SBATCH = st.dictionaries(
     lr=POSITIVE,
     decay=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
     seed=st.integers(min_value=0),
-    partition=st.none() | TEXT,
+    partition=st.none() | LINE,
+    title=st.none() | TEXT,
+    setup=st.lists(LINE, max_size=3),
     classes=st.lists(TEXT, max_size=3),
     sbatch=SBATCH,
     root=TEXT.filter(lambda text: not text.startswith("~")),
@@ -44,6 +47,8 @@ def test_round_trip(
     decay: float | None,
     seed: int,
     partition: str | None,
+    title: str | None,
+    setup: list[str],
     classes: list[str],
     sbatch: dict[str, str | int | bool],
     root: str,
@@ -55,14 +60,14 @@ def test_round_trip(
         name="a",
         seed=seed,
         data=Data(
-            dataset=Component("toy", toy(root=Path(root), classes=tuple(classes), title=partition)),
+            dataset=Component("toy", toy(root=Path(root), classes=tuple(classes), title=title)),
             sampler=run.data.sampler,
             levels=Levels() if ranks is None else Levels(by="rank", ranks=ranks),
         ),
         model=run.model,
         method=run.method,
         optim=Optim(epochs=3, global_batch=8, lr=lr, ema_decay=decay, schedule=run.optim.schedule),
-        cluster=Cluster(partition=partition, sbatch=sbatch, setup=tuple(classes)),
+        cluster=Cluster(partition=partition, sbatch=sbatch, setup=tuple(setup)),
     )
     assert loads(to_yaml(changed)) == changed
 

@@ -59,7 +59,7 @@ def _write_results(run: Path) -> None:
     folder, shares = RunFolder(run), {"overall": 0.5, "many": 0.75, "medium": 0.5, "few": 0.25}
     metrics = MetricsWriter(folder, 1)
     metrics.write("train", 8, epoch=1, loss=1.5, images_per_s=64.0, eta_s=0.0)
-    metrics.write("eval", 8, epoch=1, accuracy={"fused": shares}, seconds=0.1)
+    metrics.write("eval", 8, epoch=1, primary="fused", accuracy={"fused": shares}, seconds=0.1)
     metrics.write("checkpoint", 8, seconds=0.1, stall_s=0.0, bytes=1)
     metrics.close()
     summary = {"step": 8, "epoch": 1, "primary": "fused", "accuracy": {"fused": shares}, "accuracy_ema": None}
