@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import hrdc_hpc
-from hrdc_hpc.record.files import fsync_folder, naming, temporary_beside
+from hrdc_hpc.record.files import fsync_folder, fsync_tree, naming, temporary_beside
 
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.py[co]", ".*")
 
@@ -24,9 +24,9 @@ def take(code: Path) -> None:
             for file in _files(source):
                 target = unfinished / source.name / file
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _copy_durably(source / file, target)
-        for folder, _, _ in os.walk(unfinished):
-            fsync_folder(Path(folder))
+                shutil.copy2(source / file, target)
+        with naming(unfinished):
+            fsync_tree(unfinished)
         unfinished.rename(code)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -40,12 +40,6 @@ def changed_files(code: Path) -> list[str]:
     then = {str(file): code / file for file in _files(code)}
     both = now.keys() & then.keys()
     return sorted((now.keys() ^ then.keys()) | {f for f in both if not filecmp.cmp(now[f], then[f], shallow=False)})
-
-
-def _copy_durably(source: Path, target: Path) -> None:
-    shutil.copy2(source, target)
-    with naming(target), target.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _sources() -> list[Path]:

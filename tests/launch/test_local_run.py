@@ -102,7 +102,7 @@ def test_a_run_to_its_end_from_its_own_snapshot(site: Site) -> None:
     launched = site.launch("--wait", "--setup", "export FROM_SETUP='it is'")
     output, _ = launched.communicate(timeout=60)
     assert launched.returncode == 0, output
-    assert "evaluated at step 8, accuracy in percent: fused 50.0" in output
+    assert "evaluated at step 8: fused 50.0 %" in output
     assert "fused *" in output
     assert output.splitlines()[-1] == f"run folder: {site.run}"
     code = RunFolder(site.run).code

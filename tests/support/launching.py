@@ -16,7 +16,7 @@ optim: {epochs: 2, global_batch: 32}
 SBATCH = """#!/bin/bash
 cp "$1" "$FAKE/given.sbatch"; echo call >> "$FAKE/calls"; echo "$@" > "$FAKE/arguments"; env > "$FAKE/environ"
 [ -e "$FAKE/refusal" ] && { cat "$FAKE/refusal" >&2; exit 1; }
-while [ -e "$FAKE/wait" ]; do sleep 0.05; done
+for _ in $(seq 400); do [ -e "$FAKE/wait" ] || break; sleep 0.05; done
 echo "Submitted batch job 4242"
 """
 SQUEUE = """#!/bin/bash
