@@ -13,6 +13,8 @@ from pathlib import Path
 
 DEV_CLUSTER = Path(__file__).resolve().parents[2] / "slurm" / "dev-cluster"
 
+SETTLE_S = 5.0
+"""Of the two minutes that SLURM gives a requeued job's processes to end, what tests leave."""
 ENDED = {
     "COMPLETED",
     "FAILED",
@@ -61,13 +63,18 @@ class Slurm:
         A requeued job that waits out its two minutes is started at once.
         """
         deadline = time.monotonic() + timeout
+        pending_since: float | None = None
         while True:
             job = self.show(job_id)
             if job["JobState"] in states and int(job["Restarts"]) >= restarts:
                 return job["JobState"]
-            # the reason says BeginTime only once the scheduler has looked at the job again
             if job["JobState"] == "PENDING" and int(job["Restarts"]) > 0:
-                self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
+                pending_since = pending_since or time.monotonic()
+                # not at once: the end of the start before, if it comes in late, would be taken for this one's
+                if time.monotonic() - pending_since > SETTLE_S:
+                    self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
+            else:
+                pending_since = None
             assert time.monotonic() < deadline, f"job {job_id} not {states} within {timeout} s, but {job}"
             time.sleep(0.2)
 
