@@ -74,6 +74,21 @@ class Loader:
     """Where JPEGs are decoded; auto: on the GPU if the rank has one."""
 
 
+@options
+class Holdout:
+    """A part of the training images that is kept out of training and evaluated instead of the test split.
+
+    Whatever is chosen by results (gamma, fusion weights, the best epoch) is chosen there, never on the test split; then
+    a run without holdout trains on all images. Each class gives the same share of its images, at least one where it has
+    two; which ones depends on `seed` alone, so runs of different seeds and settings are compared on the same images.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of each class's training images that is held out, rounded down."""
+    seed: NonNegativeInt = 0
+    """Decides which images."""
+
+
 def _ordered(field: str, low_high: tuple[float, float]) -> Rule:
     low, high = low_high
     return Rule(field, low <= high, f"must go from low to high; got [{low}, {high}]")
@@ -91,6 +106,11 @@ class Data:
     """Many-, medium- and few-shot classes of the report; never changes with the method."""
     image_size: PositiveInt = 224
     """Side of the square that the network sees, pixels."""
+    crop: Literal["resized", "padded"] = "resized"
+    """Training crop. 'resized': a random part of the image, resized (needs the size of each image only);
+    'padded': a square of image_size out of the image with a black border of crop_padding, as on CIFAR."""
+    crop_padding: NonNegativeInt = 4
+    """crop padded: width of the border, pixels."""
     crop_scale: tuple[Share, Share] = (0.08, 1.0)
     """Random resized crop: range of the crop's share of the image's area."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
@@ -103,6 +123,8 @@ class Data:
     """Per-channel mean that is subtracted, on the scale of 0 to 1 (RGB)."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     """Per-channel standard deviation that is divided by (RGB)."""
+    holdout: Holdout | None = None
+    """Part of the training images to choose settings on; unset: all are trained on, and the test split is evaluated."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An image that cannot be decoded: stop the run and name it, or give it weight 0 and count it."""
     loader: Annotated[Loader, OPERATIONAL] = Loader()
@@ -126,8 +148,18 @@ class Model:
     """The network without its method: a backbone and what its heads have in common."""
 
     backbone: Annotated[Component, Kind("hrdc_hpc.models.backbones")]
+    head: Literal["linear", "cosine"] = "linear"
+    """Kind of the classifiers. 'cosine': logits are cosine_scale times the cosine of feature and class weight."""
     bias: bool = True
-    """Whether the linear heads have a bias."""
+    """Whether linear heads have a bias; cosine heads have none."""
+    cosine_scale: PositiveFloat = 16.0
+    """head cosine: the largest possible logit."""
+    batch_norm: Literal["per_rank", "sync", "ghost"] = "per_rank"
+    """Images that batch norm takes its statistics over. 'per_rank': each rank's share of the batch, so results depend
+    on the number of ranks; 'sync': the batch over all ranks; 'ghost': groups of ghost_size consecutive images of the
+    global batch, the same groups on any number of ranks."""
+    ghost_size: PositiveInt = 32
+    """batch_norm ghost: images per group; must divide each rank's share of the batch."""
 
 
 @options
@@ -144,6 +176,10 @@ class Optim:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: NonNegativeFloat = 1e-4
+    weight_decay_on: Literal["all", "weights"] = "all"
+    """What decays: all parameters, as in the published recipes, or all but biases and batch-norm parameters."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the gradient over all parameters; a longer one is scaled down to it. Unset: not clipped."""
     schedule: Annotated[Component, Kind("hrdc_hpc.engine.schedules")] = Component("cosine")
     warmup_epochs: NonNegativeFloat = 0.0
     """Epochs of linear warm-up, in front of and part of the schedule."""
@@ -177,10 +213,20 @@ class Compute:
 
     device: Annotated[Literal["auto", "cpu", "cuda"], OPERATIONAL] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of matrix products under torch.amp; auto: bf16 on a GPU that has it, else fp16, fp32 on a CPU."""
+    """Of matrix products under torch.amp; auto: bf16 on a GPU or CPU with matrix units for it, else fp16 on a GPU and
+    fp32 on a CPU."""
     channels_last: bool = True
     deterministic: bool = False
     """Only deterministic kernels: bit-identical repeats on a GPU, at a cost in speed."""
+    compile: bool | None = None
+    """torch.compile of network and losses; unset: on a GPU, if it works there, and not on a CPU."""
+    cuda_graph: bool | None = None
+    """Replay augmentation, forward, losses, backward and update as one captured CUDA graph; unset: on a single GPU with
+    a data set that lies in its memory, if it works there. Ignored on a CPU."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """Number format in which gradients are added up over the ranks; bf16 halves the traffic."""
+    peak_tflops: Annotated[PositiveFloat, OPERATIONAL] | None = None
+    """Peak of one device in the run's precision, for the model FLOPs utilisation; unset: the data sheet's, if known."""
     threads: Annotated[PositiveInt, OPERATIONAL] | None = None
     """CPU threads of torch per rank; unset: the cores that this rank was given."""
 
@@ -191,6 +237,8 @@ class Checkpoint:
 
     every_steps: PositiveInt = 500
     keep_last: PositiveInt = 3
+    keep_best: bool = True
+    """Keep the checkpoint of the best evaluation beside the last ones; only with data.holdout is there a best one."""
     asynchronous: bool = True
     """Write in a background thread from a copy; a save is as durable either way."""
     accept_changes: bool = False
@@ -212,6 +260,13 @@ class Log:
 
     every_steps: PositiveInt = 10
     tensorboard: bool = True
+    profile_steps: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    """Steps [a, b), counted from 0, whose kernels are traced into the run folder's profile/; unset: none."""
+
+    def __post_init__(self) -> None:
+        """Refuse a window without a step."""
+        a, b = self.profile_steps or (0, 1)
+        demand(Rule("profile_steps", a < b, f"must be two steps a < b; got [{a}, {b}]"))
 
 
 _BLANK = str.maketrans("\n\t", "  ")
