@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,4 +31,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("data") / "digits_lt"
     digits_lt.prepare(digits_lt.Options(root=root))
+    return root
+
+
+@pytest.fixture(scope="session")
+def cifar10(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the standard python files of CIFAR-10, unpacked once for the whole session."""
+    root = tmp_path_factory.mktemp("cifar10")
+    unpack = shared_data / "cifar10" / "unpack.py"
+    if not unpack.is_file():
+        pytest.skip(f"CIFAR-10 not found at {unpack}")
+    subprocess.run([sys.executable, str(unpack), str(root)], check=True, stdout=subprocess.DEVNULL)
     return root

@@ -62,6 +62,26 @@ def _pairs(first: NDArray[np.int64], second: NDArray[np.int64]) -> Ints:
     return np.stack([first, second], axis=1).astype(np.int32)
 
 
+def padded_crop(sizes_B2: Ints, draws_B2: NDArray[np.float64], padding: int, side: int) -> tuple[Ints, Ints]:
+    """A random square of `side` pixels out of the image with a border of `padding`: RandomCrop(side, padding).
+
+    Takes image sizes [B, 2] and two uniform draws [B, 2]; returns anchors, counted from the corner of the border, and
+    shapes, int32 [B, 2]. Every image must be at least side - 2 * padding high and wide.
+    """
+    room_B2 = sizes_B2.astype(np.int64) + 2 * padding - side
+    assert room_B2.min() >= 0, "images are smaller than the crop"
+    anchors = [_below(draws_B2[:, axis], room_B2[:, axis] + 1) for axis in (0, 1)]
+    return _pairs(*anchors), np.full(sizes_B2.shape, side, np.int32)
+
+
+def _flips(seed: int, stream: str, epoch: int, positions_B: NDArray[np.int64], *, flip: bool) -> Ints:
+    """1 for the images that are mirrored, half of them, else 0; [B]."""
+    if not flip:
+        return np.zeros(len(positions_B), np.int32)
+    coin = philox.uniforms(seed, "flip", epoch, positions_B, 1, stream=stream)[:, 0]
+    return (coin < 0.5).astype(np.int32)
+
+
 def training_crops(
     *,
     seed: int,
@@ -76,10 +96,31 @@ def training_crops(
     """Return anchors [B, 2], shapes [B, 2] and flips [B] (0 or 1) of the images at these positions of an epoch."""
     draws = philox.uniforms(seed, "crop", epoch, positions_B, _CROP_DRAWS, stream=stream)
     anchors_B2, shapes_B2 = random_resized_crop(sizes_B2, draws, scale, ratio)
-    if not flip:
-        return anchors_B2, shapes_B2, np.zeros(len(positions_B), np.int32)
-    coin = philox.uniforms(seed, "flip", epoch, positions_B, 1, stream=stream)[:, 0]
-    return anchors_B2, shapes_B2, (coin < 0.5).astype(np.int32)
+    return anchors_B2, shapes_B2, _flips(seed, stream, epoch, positions_B, flip=flip)
+
+
+def padded_crops(
+    *,
+    seed: int,
+    stream: str,
+    epoch: int,
+    positions_B: NDArray[np.int64],
+    sizes_B2: Ints,
+    padding: int,
+    side: int,
+    flip: bool,
+) -> tuple[Ints, Ints, Ints]:
+    """RandomCrop(side, padding) of torchvision, and the flip: a square out of the image with a border.
+
+    Returns the same as training_crops; anchors count from the corner of the border. Every image must be at least
+    side - 2 * padding high and wide.
+    """
+    room_B2 = sizes_B2.astype(np.int64) + 2 * padding - side
+    assert not len(room_B2) or room_B2.min() >= 0, "images are smaller than the crop"
+    draws = philox.uniforms(seed, "crop", epoch, positions_B, 2, stream=stream)
+    anchors = [_below(draws[:, axis], room_B2[:, axis] + 1) for axis in (0, 1)]
+    shapes_B2 = np.full(sizes_B2.shape, side, np.int32)
+    return _pairs(*anchors), shapes_B2, _flips(seed, stream, epoch, positions_B, flip=flip)
 
 
 def check_evaluation(resize: int, crop: int) -> None:

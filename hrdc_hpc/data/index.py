@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hrdc_hpc.config import registry
 from hrdc_hpc.config.schema import Data
 from hrdc_hpc.data.classes import ClassInfo, group_classes
+from hrdc_hpc.data.pixels import PixelArray
 
 Split = Literal["train", "val"]
 OnBad = Literal["stop", "skip"]
@@ -127,6 +128,15 @@ class ImageIndex:
     def counts_C(self) -> NDArray[np.int64]:
         """Images per class."""
         return np.bincount(self.labels_N, minlength=len(self.class_names)).astype(np.int64, copy=False)
+
+    def subset(self, numbers: Sequence[int] | NDArray[np.int64], split: str) -> ImageIndex:
+        """Return these images, in this order, as a split of their own."""
+        names, labels_N = Names.of([self.names[int(number)] for number in numbers]), self.labels_N[numbers]
+        sizes_N2, bytes_N = self.sizes_N2[numbers], self.bytes_N[numbers]
+        fingerprint = _fingerprint(self.class_names, names, labels_N, sizes_N2, bytes_N)
+        return ImageIndex(
+            self.root, split, self.class_names, names, labels_N, sizes_N2, bytes_N, fingerprint, self.skipped
+        )
 
     def path(self, number: int) -> str:
         """Path of an image's file."""
@@ -236,7 +246,7 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def open_split(data: Data, split: Split, *, trust_cache: bool = False) -> ImageIndex:
+def open_split(data: Data, split: Split, *, trust_cache: bool = False) -> ImageIndex | PixelArray:
     """Open a split of the run's data set, after making the data set if it is one that can be made offline.
 
     `trust_cache` takes an index that an earlier start on this data set kept, without a look at every file: where many
@@ -247,13 +257,13 @@ def open_split(data: Data, split: Split, *, trust_cache: bool = False) -> ImageI
     options = data.dataset.options if data.dataset.options is not None else file.Options()
     if hasattr(file, "prepare"):
         file.prepare(options)
-    index = cast(ImageIndex, file.open(options, split, data.on_bad_image, trust_cache=trust_cache))
+    index = cast(ImageIndex | PixelArray, file.open(options, split, data.on_bad_image, trust_cache=trust_cache))
     if not trust_cache:
         _warn_of_absent_classes(index)
     return index
 
 
-def _warn_of_absent_classes(index: ImageIndex) -> None:
+def _warn_of_absent_classes(index: ImageIndex | PixelArray) -> None:
     """Training refuses such a class, evaluation cannot: a holdout may be small. But it is often an upload cut short."""
     absent = np.flatnonzero(index.counts_C == 0)
     if len(absent):
@@ -268,7 +278,7 @@ def _warn_of_absent_classes(index: ImageIndex) -> None:
         )
 
 
-def check_same_classes(train: ImageIndex, val: ImageIndex) -> None:
+def check_same_classes(train: ImageIndex | PixelArray, val: ImageIndex | PixelArray) -> None:
     """ValueError, naming them, if the validation split has classes that the training split lacks."""
     extra = sorted(set(val.class_names) - set(train.class_names))
     if extra or len(val.class_names) > len(train.class_names):
@@ -278,7 +288,7 @@ def check_same_classes(train: ImageIndex, val: ImageIndex) -> None:
         )
 
 
-def class_info(train: ImageIndex, data: Data) -> ClassInfo:
+def class_info(train: ImageIndex | PixelArray, data: Data) -> ClassInfo:
     """Return names, counts, levels and shots of the training classes. ValueError for ranks that do not add up."""
     counts_C = train.counts_C
     return ClassInfo(

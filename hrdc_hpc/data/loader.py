@@ -8,12 +8,10 @@ Axis legend: B images of this rank's batch, G of the global batch, C classes, H 
 
 from __future__ import annotations
 
-import hashlib
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,37 +21,15 @@ from numpy.typing import NDArray
 
 from hrdc_hpc.config.schema import Data
 from hrdc_hpc.data import crops, order
+from hrdc_hpc.data.batch import DECODED, Batch, decoded, to_device
 from hrdc_hpc.data.feed import GREY, GREY_SIDE, READERS, Buffers, Feed, read
 from hrdc_hpc.data.index import Failure, ImageIndex
 from hrdc_hpc.data.pipeline import DECODE_ERRORS, Decoder, Inputs, check_decoder, decode_reason, pack
+from hrdc_hpc.data.plan import Plan
 from hrdc_hpc.data.prefetch import Ahead
 
 _FEEDS_AHEAD = 2
 """Batches read ahead of those that DALI has."""
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """One rank's part of a step. The memory is this batch's own: it may be kept as long as it is wanted."""
-
-    images_BHWC: torch.Tensor
-    """uint8, on the rank's device."""
-    labels_B: torch.Tensor
-    """int64, on the device; 0 for padding."""
-    valid_B: torch.Tensor
-    """float32, on the device: 1, or 0 for padding and for an image that could not be used."""
-    positions_B: NDArray[np.int64]
-    """Position within the epoch; in evaluation the image number, -1 for padding."""
-    indices_B: NDArray[np.int64]
-    """Image number, -1 for padding."""
-    class_counts_C: torch.Tensor
-    """float32, on the device: images per class of the *global* batch; in evaluation of this batch."""
-    samples_B6: NDArray[np.int64]
-    """Image number, crop (top, left, height, width) and flip: what was drawn for each place; empty in evaluation."""
-    step: int
-    """0-based step of the run; in evaluation the number of the batch."""
-    epoch: int
-    """0-based epoch; 0 in evaluation."""
 
 
 class _Loader:
@@ -210,24 +186,17 @@ class _Loader:
     def _to_batch(self, feed: Feed, images_BHWC: torch.Tensor) -> Batch:
         labels_B = np.where(feed.indices_B >= 0, self._index.labels_N[feed.indices_B], 0)
         return Batch(
-            images_BHWC=images_BHWC,
-            labels_B=self._to_device(labels_B),
-            valid_B=self._to_device(feed.valid_B),
+            pixels={DECODED: images_BHWC},
+            render=decoded,
+            labels_B=to_device(labels_B, self._device),
+            valid_B=to_device(feed.valid_B, self._device),
             positions_B=feed.positions_B,
             indices_B=feed.indices_B,
-            class_counts_C=self._to_device(feed.counts_C),
+            class_counts_C=to_device(feed.counts_C, self._device),
             samples_B6=feed.samples_B6,
             step=feed.step,
             epoch=feed.epoch,
         )
-
-    def _to_device(self, array: NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        # pinned: a copy from pageable memory would wait for the device
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
-
-    def _counts(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.bincount(self._index.labels_N[indices], minlength=self._classes).astype(np.float32)
 
 
 class TrainLoader(_Loader):
@@ -252,13 +221,22 @@ class TrainLoader(_Loader):
 
         ValueError: fewer images than global_batch, fewer than one image per rank, more labels than `classes`.
         """
-        self.steps_per_epoch = order.steps_per_epoch(len(index), global_batch)
-        """Steps of an epoch; what is left over is dropped, other images every epoch."""
+        refuse_padded_crops(data, index)
+        _check_labels(index, classes)
+        self._plan = Plan(
+            index.sizes_N2,
+            index.labels_N,
+            data,
+            sampler,
+            classes=classes,
+            seed=seed,
+            stream=stream,
+            global_batch=global_batch,
+        )
+        self.steps_per_epoch = self._plan.steps_per_epoch
         self._slice = order.rank_slice(rank, world_size, global_batch)
         batch = self._slice.stop - self._slice.start
-        _check_labels(index, classes)
         super().__init__(index, data, classes=classes, batch=batch, training=True, device=device, cores=cores)
-        self._sampler, self._seed, self._stream, self._global = sampler, seed, stream, global_batch
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Yield this rank's batches of steps first_step ... last_step - 1 of the run (0-based, over all epochs).
@@ -270,59 +248,31 @@ class TrainLoader(_Loader):
 
     def samples_hash(self, step: int) -> str:
         """Hash over image numbers, crops and flips of the step's global batch; the same on any number of ranks."""
-        epoch, positions_G, indices_G = self._order(step)
-        return samples_digest(_samples(indices_G, *self._crops(epoch, positions_G, indices_G)))
-
-    def _order(self, step: int) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
-        return order.global_batch(
-            self._sampler,
-            seed=self._seed,
-            stream=self._stream,
-            step=step,
-            images=len(self._index),
-            global_batch=self._global,
-        )
-
-    def _crops(
-        self, epoch: int, positions: NDArray[np.int64], indices: NDArray[np.int64]
-    ) -> tuple[crops.Ints, crops.Ints, crops.Ints]:
-        return crops.training_crops(
-            seed=self._seed,
-            stream=self._stream,
-            epoch=epoch,
-            positions_B=positions,
-            sizes_B2=self._index.sizes_N2[indices],
-            scale=self._data.crop_scale,
-            ratio=self._data.crop_ratio,
-            flip=self._data.flip,
-        )
+        return self._plan.samples_hash(step)
 
     def _describe(self, step: int) -> Feed:
-        epoch, positions_G, indices_G = self._order(step)
-        positions_B, indices_B = positions_G[self._slice], indices_G[self._slice]
-        anchors_B2, shapes_B2, flips_B = self._crops(epoch, positions_B, indices_B)
+        epoch, positions_G, indices_G = self._plan.place(step)
+        samples = self._plan.samples(epoch, positions_G[self._slice])
         return Feed(
             place=f"epoch {epoch}, step {step}",
             step=step,
             epoch=epoch,
-            positions_B=positions_B,
-            indices_B=indices_B,
-            counts_C=self._counts(indices_G),
-            geometry={"anchor": anchors_B2, "shape": shapes_B2, "flip": flips_B},
-            samples_B6=_samples(indices_B, anchors_B2, shapes_B2, flips_B),
+            positions_B=samples.positions_B,
+            indices_B=samples.indices_B,
+            counts_C=self._plan.counts(indices_G),
+            geometry={"anchor": samples.anchors_B2, "shape": samples.shapes_B2, "flip": samples.flips_B},
+            samples_B6=samples.table_B6,
             grey_geometry=_GREY_CROP,
         )
 
 
-def _samples(
-    indices_B: NDArray[np.int64], anchors_B2: crops.Ints, shapes_B2: crops.Ints, flips_B: crops.Ints
-) -> NDArray[np.int64]:
-    return np.column_stack([indices_B, anchors_B2, shapes_B2, flips_B]).astype(np.int64)
-
-
-def samples_digest(samples_G6: NDArray[np.int64]) -> str:
-    """Hash over the samples of a global batch, in the order of their positions (Batch.samples_B6)."""
-    return hashlib.blake2b(samples_G6.astype("<i8").tobytes(), digest_size=16).hexdigest()
+def refuse_padded_crops(data: Data, index: ImageIndex) -> None:
+    """ValueError where encoded images of any size are to be cropped like small ones of one size."""
+    if data.crop == "padded":
+        raise ValueError(
+            f"data.crop: 'padded' is for data sets of small images of one size (cifar10_lt, cifar100_lt); {index.root}"
+            " holds encoded images. Set data.crop: resized, or choose such a data set."
+        )
 
 
 _GREY_CROP: Mapping[str, NDArray[Any]] = {
@@ -383,7 +333,9 @@ class EvalLoader(_Loader):
             epoch=0,
             positions_B=indices_B,
             indices_B=indices_B,
-            counts_C=self._counts(indices_B[indices_B >= 0]),
+            counts_C=np.bincount(self._index.labels_N[indices_B[indices_B >= 0]], minlength=self._classes).astype(
+                np.float32
+            ),
             geometry={"size": size_B2, "anchor": anchor_B2},
             samples_B6=np.empty((0, 6), np.int64),
             grey_geometry=self._grey_geometry,

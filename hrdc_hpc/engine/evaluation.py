@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.data.batch import Batch, EvalBatches
 from hrdc_hpc.data.classes import FIRST, LAST, MEDIUM, ClassInfo
-from hrdc_hpc.data.loader import Batch, EvalLoader
 from hrdc_hpc.data.normalise import normalise
 from hrdc_hpc.engine.precision import Precision
 from hrdc_hpc.engine.processes import Processes
@@ -68,7 +68,7 @@ class Evaluator:
     """Runs a network over the evaluation images."""
 
     def __init__(
-        self, network: Network, method: Method, loader: EvalLoader, config: RunConfig, classes: ClassInfo,
+        self, network: Network, method: Method, loader: EvalBatches, config: RunConfig, classes: ClassInfo,
         precision: Precision, processes: Processes,
     ) -> None:  # fmt: skip
         self._network = network

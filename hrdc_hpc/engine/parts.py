@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from hrdc_hpc.config import registry
 from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.data.batch import DECODED, Batch, EvalBatches, TrainBatches, decoded
 from hrdc_hpc.data.classes import ClassInfo
+from hrdc_hpc.data.holdout import split_off
 from hrdc_hpc.data.index import ImageIndex, check_same_classes, class_info, open_split
-from hrdc_hpc.data.loader import Batch, EvalLoader, TrainLoader
+from hrdc_hpc.data.loaders import eval_loader as make_eval_loader
+from hrdc_hpc.data.loaders import train_loader
 from hrdc_hpc.data.order import rank_slice
 from hrdc_hpc.data.philox import uniforms
+from hrdc_hpc.data.pixels import PixelArray
 from hrdc_hpc.engine.evaluation import Evaluator
 from hrdc_hpc.engine.precision import Precision, pick_precision
 from hrdc_hpc.engine.processes import Processes
@@ -29,8 +33,9 @@ _METHODS = "hrdc_hpc.methods"
 class Images:
     """Both splits and what is known of the classes."""
 
-    train: ImageIndex
-    evaluation: ImageIndex
+    train: ImageIndex | PixelArray
+    evaluation: ImageIndex | PixelArray
+    """The test split, or what data.holdout keeps out of the training split."""
     classes: ClassInfo
 
     @property
@@ -47,7 +52,7 @@ class Parts:
     method: Method
     step: TrainStep
     precision: Precision
-    loaders: dict[str, TrainLoader]
+    loaders: dict[str, TrainBatches]
     evaluator: Evaluator
 
     @property
@@ -74,9 +79,14 @@ def open_images(config: RunConfig, processes: Processes, *, local_first: bool) -
 
 def _open(config: RunConfig, *, trust_cache: bool) -> Images:
     train = open_split(config.data, "train", trust_cache=trust_cache)
-    evaluation = open_split(config.data, "val", trust_cache=trust_cache)
-    check_same_classes(train, evaluation)
-    return Images(train, evaluation, class_info(train, config.data))
+    classes = class_info(train, config.data)
+    if config.data.holdout is None:
+        evaluation = open_split(config.data, "val", trust_cache=trust_cache)
+        check_same_classes(train, evaluation)
+        return Images(train, evaluation, classes)
+    trained, held = split_off(train, config.data.holdout)
+    # groups stay those of the whole training set, which the final run trains on
+    return Images(trained, held, replace(classes, counts_C=trained.counts_C))
 
 
 def build_model(config: RunConfig, classes: ClassInfo, device: torch.device) -> tuple[Network, Method]:
@@ -101,7 +111,7 @@ def build_parts(config: RunConfig, images: Images, processes: Processes) -> Part
     precision = pick_precision(config.compute, processes.device)
     step = TrainStep(network, method, config, precision, processes)
     loaders = {
-        stream.name: TrainLoader(
+        stream.name: train_loader(
             images.train,
             config.data,
             registry.build(
@@ -124,9 +134,9 @@ def build_parts(config: RunConfig, images: Images, processes: Processes) -> Part
     return Parts(images, method, step, precision, loaders, evaluator)
 
 
-def eval_loader(config: RunConfig, index: ImageIndex, processes: Processes) -> EvalLoader:
+def eval_loader(config: RunConfig, index: ImageIndex | PixelArray, processes: Processes) -> EvalBatches:
     """Return the loader over all evaluation images."""
-    return EvalLoader(
+    return make_eval_loader(
         index,
         config.data,
         batch_size=min(config.eval.batch_size, len(index.labels_N)),
@@ -142,7 +152,8 @@ def blank_batches(config: RunConfig, parts: Parts, processes: Processes) -> dict
     part = rank_slice(processes.rank, processes.world_size, config.optim.global_batch)
     side, number, device = config.data.image_size, part.stop - part.start, processes.device
     blank = Batch(
-        images_BHWC=torch.zeros(number, side, side, 3, dtype=torch.uint8, device=device),
+        pixels={DECODED: torch.zeros(number, side, side, 3, dtype=torch.uint8, device=device)},
+        render=decoded,
         labels_B=torch.zeros(number, dtype=torch.int64, device=device),
         valid_B=torch.ones(number, device=device),
         positions_B=np.arange(part.start, part.stop),

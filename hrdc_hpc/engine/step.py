@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hrdc_hpc.config.schema import RunConfig
-from hrdc_hpc.data.loader import Batch
+from hrdc_hpc.data.batch import Batch, Pixels, Render
 from hrdc_hpc.data.normalise import normalise
 from hrdc_hpc.engine.buffers import FlatBuffers
 from hrdc_hpc.engine.ema import Ema
@@ -41,7 +41,8 @@ _OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadc
 class MicroBatch:
     """A piece of this rank's share of one step, of one stream."""
 
-    images_BHWC: Tensor
+    pixels: Pixels
+    render: Render
     labels_B: Tensor
     valid_B: Tensor
     class_counts_C: Tensor
@@ -55,7 +56,8 @@ def pieces(batch: Batch, draws: Mapping[str, Tensor], number: int) -> Iterator[M
     for low, high in itertools.pairwise(edges):
         part = slice(low, high)
         yield MicroBatch(
-            batch.images_BHWC[part],
+            {name: tensor[part] for name, tensor in batch.pixels.items()},
+            batch.render,
             batch.labels_B[part],
             batch.valid_B[part],
             batch.class_counts_C,
@@ -84,7 +86,7 @@ class TrainingLoss(nn.Module):
         self, micro: Mapping[str, MicroBatch], scalars: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return this micro-batch's share of the global loss and of its parts (float32 scalars)."""
-        inputs = {name: Inputs(self._prepare(m.images_BHWC), m.labels_B) for name, m in micro.items()}
+        inputs = {name: Inputs(self._prepare(m.render(m.pixels)), m.labels_B) for name, m in micro.items()}
         main = micro[self._method.streams[0].name]
         step = StepContext(Reduction(self._global_batch, main.valid_B, main.class_counts_C), scalars, main.draws)
         with self._precision.autocast():

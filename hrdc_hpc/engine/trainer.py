@@ -19,8 +19,9 @@ import torch
 
 from hrdc_hpc.config.load import loads
 from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.data.batch import Batch
 from hrdc_hpc.data.index import name_some
-from hrdc_hpc.data.loader import Batch, samples_digest
+from hrdc_hpc.data.plan import samples_digest
 from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.engine.agreement import Agreement
 from hrdc_hpc.engine.checkpoint import Saved, Saver

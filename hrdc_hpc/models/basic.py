@@ -6,23 +6,39 @@ Axis legend: B images, D features.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 
-class Block(nn.Module):
-    """relu(x + BN(conv(relu(BN(conv(x)))))), with a 1x1 convolution on the way around where the shape changes."""
+class Thinned(nn.Module):
+    """Every second pixel, and zeros for the channels that are new: a way around without parameters ('option A')."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, new_channels: int) -> None:
+        super().__init__()
+        self._before = new_channels // 2
+        self._after = new_channels - self._before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, channels + new_channels, ceil(H / 2), ceil(W / 2)]."""
+        return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self._before, self._after))
+
+
+class Block(nn.Module):
+    """relu(x + BN(conv(relu(BN(conv(x)))))); where the shape changes the way around is a 1x1 convolution or Thinned."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, thinned: bool = False) -> None:
         super().__init__()
         self.conv1 = _conv(inputs, outputs, 3, stride)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = _conv(outputs, outputs, 3, 1)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
+        if thinned and stride == 2:
+            self.shortcut = Thinned(outputs - inputs)
+        elif stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,6 +59,31 @@ class BasicResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return pooled features [B, D]."""
+        maps: Tensor = self.stages(self.stem(images_BCHW))
+        return maps.mean(dim=(2, 3))
+
+
+class CifarResNet(nn.Module):
+    """Stem of stride 1 and three stages of `blocks` basic blocks each, with w, 2w and 4w channels."""
+
+    def __init__(self, width: int, *, blocks: int) -> None:
+        super().__init__()
+        self.features_dim = 4 * width
+        self.stem = nn.Sequential(_conv(3, width, 3, 1), nn.BatchNorm2d(width), nn.ReLU())
+        layers: list[nn.Module] = []
+        before = width
+        for channels in (width, 2 * width, 4 * width):
+            for number in range(blocks):
+                stride = 2 if number == 0 and channels > width else 1
+                layers.append(Block(before, channels, stride, thinned=True))
+                before = channels
+        self.stages = nn.Sequential(*layers)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return pooled features [B, D]."""

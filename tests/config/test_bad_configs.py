@@ -60,8 +60,8 @@ EPOCHS = "optim.epochs: must be a whole number above 0; got"
         ("crop_scale: 1", "optim.crop_scale: unknown key. Did you mean 'data.crop_scale'?"),
         (
             "zzz: 1",
-            "optim.zzz: unknown key. Known: accumulation, clip_norm, ema_decay, epochs, global_batch, lr, lr_batch, momentum,"
-            " nesterov, schedule, warmup_epochs, weight_decay, weight_decay_on",
+            "optim.zzz: unknown key. Known: accumulation, clip_norm, ema_decay, epochs, global_batch, lr, lr_batch,"
+            " momentum, nesterov, schedule, warmup_epochs, weight_decay, weight_decay_on",
         ),
         ("epochs: 5", "optim.epochs: duplicate key, first on line 7; keep one"),
         ("schedule: cosin", "optim.schedule: no 'cosin' among schedules. Did you mean 'cosine'? Known: cosine, step"),
@@ -139,8 +139,9 @@ def test_these_lines_have_one_problem_each(run_yaml: str) -> None:
          "5: method.weighting: must be one of parabola, equal; got 'cubic'"),
         ("method: twin", "weighting: equal\nmethod: twin", "5: weighting: unknown key. Did you mean"
          " 'method.weighting'?"),
-        ("optim:", "optim: 5\nunused:", "6: optim: must be a mapping with keys among accumulation, clip_norm, ema_decay, epochs,"
-         " global_batch, lr, lr_batch, momentum, nesterov, schedule, warmup_epochs, weight_decay, weight_decay_on, weight_decay_on; got 5"),
+        ("optim:", "optim: 5\nunused:", "6: optim: must be a mapping with keys among accumulation, clip_norm,"
+         " ema_decay, epochs, global_batch, lr, lr_batch, momentum, nesterov, schedule, warmup_epochs, weight_decay,"
+         " weight_decay_on; got 5"),
         ("dataset: toy", "dataset: {name: toy, cut: 2}", "3: data.dataset.cut: must be one of auto, 1; got 2"),
         ("dataset: toy", "dataset: {name: toy, title: none}",
          "3: data.dataset.title: must be text, or null; got 'none'; write null for none, or quote it if it is a name"),

@@ -17,8 +17,9 @@ import torch
 
 from hrdc_hpc.config.schema import Data, Loader
 from hrdc_hpc.data import feed
+from hrdc_hpc.data.batch import Batch
 from hrdc_hpc.data.index import DataError, ImageIndex, open_split
-from hrdc_hpc.data.loader import Batch, EvalLoader, TrainLoader
+from hrdc_hpc.data.loader import EvalLoader, TrainLoader
 from hrdc_hpc.data.samplers import uniform
 from tests.data.images import encoded, folder_data, jpeg, picture
 
@@ -383,7 +384,7 @@ def test_close_and_a_new_iteration_end_the_old_one(folder, straight):
 
 def test_an_error_of_the_prefetch_thread_reaches_the_consumer(folder, monkeypatch):
     with train_loader(folder_data(folder)) as loader:
-        monkeypatch.setattr(loader, "_crops", lambda *_: 1 / 0)
+        monkeypatch.setattr(loader._plan, "samples", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             next(iter(loader.batches(0, 3)))
     assert hrdc_threads() == []

@@ -93,7 +93,8 @@ def test_training_crops_are_pils(shared_data):
         cores=2,
     ) as loader:
         (batch,) = loader.batches(2, 3)
-        anchors, shapes, flips = loader._crops(batch.epoch, batch.positions_B, batch.indices_B)
+        drawn = loader._plan.samples(batch.epoch, batch.positions_B)
+        anchors, shapes, flips = drawn.anchors_B2, drawn.shapes_B2, drawn.flips_B
     assert 5 < flips.sum() < 27
     for place, number in enumerate(batch.indices_B):
         with Image.open(index.path(int(number))) as image:
