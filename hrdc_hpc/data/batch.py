@@ -74,6 +74,10 @@ class TrainBatches(Protocol):
         """Hash over image numbers, crops and flips of the step's global batch; the same on any number of ranks."""
         ...
 
+    def blank(self) -> Batch:
+        """Return a batch of this rank's shape that says nothing, made as the others are: to rehearse a step with."""
+        ...
+
     def close(self) -> None:
         """End its threads."""
         ...

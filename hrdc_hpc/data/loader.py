@@ -250,6 +250,22 @@ class TrainLoader(_Loader):
         """Hash over image numbers, crops and flips of the step's global batch; the same on any number of ranks."""
         return self._plan.samples_hash(step)
 
+    def blank(self) -> Batch:
+        """Return black images in the place of this rank's."""
+        number, side = self._slice.stop - self._slice.start, self._data.image_size
+        return Batch(
+            pixels={DECODED: torch.zeros(number, side, side, 3, dtype=torch.uint8, device=self._device)},
+            render=decoded,
+            labels_B=torch.zeros(number, dtype=torch.int64, device=self._device),
+            valid_B=torch.ones(number, device=self._device),
+            positions_B=np.arange(self._slice.start, self._slice.stop),
+            indices_B=np.zeros(number, np.int64),
+            class_counts_C=torch.ones(self._classes, device=self._device),
+            samples_B6=np.empty((0, 6), np.int64),
+            step=0,
+            epoch=0,
+        )
+
     def _describe(self, step: int) -> Feed:
         epoch, positions_G, indices_G = self._plan.place(step)
         samples = self._plan.samples(epoch, positions_G[self._slice])

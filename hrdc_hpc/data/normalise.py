@@ -13,11 +13,17 @@ from torch import Tensor
 Channels = tuple[float, float, float]
 
 
-@lru_cache(maxsize=16)
-def _scale_and_shift(mean: Channels, std: Channels, device: torch.device) -> tuple[Tensor, Tensor]:
+def scale_and_shift(mean: Channels, std: Channels) -> tuple[Tensor, Tensor]:
+    """Return what pixels are multiplied by and what is then added, float32 [1, 3, 1, 1] on the CPU."""
     mean_C, std_C = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     scale, shift = 1 / (255 * std_C), -mean_C / std_C
-    return tuple(x.float().view(1, 3, 1, 1).to(device) for x in (scale, shift))  # type: ignore[return-value]  # two of them
+    return scale.float().view(1, 3, 1, 1), shift.float().view(1, 3, 1, 1)
+
+
+@lru_cache(maxsize=16)
+def _on_device(mean: Channels, std: Channels, device: torch.device) -> tuple[Tensor, Tensor]:
+    scale, shift = scale_and_shift(mean, std)
+    return scale.to(device), shift.to(device)
 
 
 def normalise(
@@ -25,10 +31,19 @@ def normalise(
 ) -> Tensor:
     """Return (images / 255 - mean) / std as [B, C, H, W] of `dtype`, computed in float32, in the asked memory format.
 
-    Capturable in a CUDA graph, and without a host sync, from the second call on (the first puts two constants on the
-    device).
+    The first call of a device puts two constants there.
     """
-    scale, shift = _scale_and_shift(tuple(mean), tuple(std), images_BHWC.device)
+    scale, shift = _on_device(tuple(mean), tuple(std), images_BHWC.device)
+    return apply(images_BHWC, scale, shift, dtype=dtype, channels_last=channels_last)
+
+
+def apply(
+    images_BHWC: Tensor, scale: Tensor, shift: Tensor, *, dtype: torch.dtype = torch.float32, channels_last: bool = True
+) -> Tensor:
+    """Return images * scale + shift as [B, C, H, W] of `dtype`: `normalise` with constants that the caller keeps.
+
+    Can be compiled and captured in a CUDA graph, and does not wait for the device.
+    """
     # a permuted BHWC tensor is a channels_last BCHW tensor: no copy
     images_BCHW = torch.addcmul(shift, images_BHWC.permute(0, 3, 1, 2).float(), scale).to(dtype)
     layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -131,6 +131,23 @@ class ResidentTrainLoader(_Resident):
         """Hash over image numbers, crops and flips of the step's global batch; the same on any number of ranks."""
         return self._plan.samples_hash(step)
 
+    def blank(self) -> Batch:
+        """Return the first image again and again, in the place of this rank's images."""
+        number = self._slice.stop - self._slice.start
+        rows_B5 = torch.zeros(number, 5, dtype=torch.int64, device=self._device)
+        return Batch(
+            pixels={SAMPLES: rows_B5},
+            render=self._canvas.render,
+            labels_B=rows_B5[:, _LABEL],
+            valid_B=self._valid_B,
+            positions_B=np.arange(self._slice.start, self._slice.stop),
+            indices_B=np.zeros(number, np.int64),
+            class_counts_C=torch.ones(self._classes, device=self._device),
+            samples_B6=np.empty((0, 6), np.int64),
+            step=0,
+            epoch=0,
+        )
+
     def _make_epoch(self, epoch: int) -> _Epoch:
         samples = self._plan.samples(epoch, np.arange(self.steps_per_epoch * self._global))
         labels_B = self._labels_N[samples.indices_B]

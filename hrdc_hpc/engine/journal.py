@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from hrdc_hpc.engine.clock import StepClock
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import Lease, LeaseLost
 from hrdc_hpc.record.metrics import MetricsWriter
@@ -157,11 +158,12 @@ def kept(lease: Lease) -> Iterator[Lease]:
 
 
 class Meter:
-    """Rate, share of time spent waiting for data, and time to finish, between two log steps."""
+    """Rate, shares of time and time to finish, between two log steps."""
 
-    def __init__(self, images_per_step: int, total_steps: int) -> None:
+    def __init__(self, images_per_step: int, total_steps: int, clock: StepClock) -> None:
         self._images = images_per_step
         self._total = total_steps
+        self._clock = clock
         self.restart()
 
     def restart(self) -> None:
@@ -169,6 +171,7 @@ class Meter:
         self._since = time.perf_counter()
         self._steps = 0
         self._waited = 0.0
+        self._clock.restart()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -178,12 +181,18 @@ class Meter:
         self._waited += time.perf_counter() - start
 
     def read(self, steps_done: int) -> dict[str, float]:
-        """images_per_s, data_wait (share of 1) and eta_s since the last restart or read."""
+        """Readings since the last restart or read; waits for a GPU.
+
+        images_per_s; eta_s; data_wait, compute (forward and backward), communication (what does not overlap with
+        compute) and optimizer as shares of the time, of this rank. What they leave over is the host's other work.
+        """
+        busy = self._clock.read()
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         per_step = elapsed / max(1, self._steps)
         reading = {
             "images_per_s": self._images / per_step,
             "data_wait": min(1.0, self._waited / elapsed),
+            **{name: min(1.0, seconds / elapsed) for name, seconds in busy.items()},
             "eta_s": (self._total - steps_done) * per_step,
         }
         self.restart()

@@ -9,13 +9,12 @@ import torch
 
 from hrdc_hpc.config import registry
 from hrdc_hpc.config.schema import RunConfig
-from hrdc_hpc.data.batch import DECODED, Batch, EvalBatches, TrainBatches, decoded
+from hrdc_hpc.data.batch import Batch, EvalBatches, TrainBatches
 from hrdc_hpc.data.classes import ClassInfo
 from hrdc_hpc.data.holdout import split_off
 from hrdc_hpc.data.index import ImageIndex, check_same_classes, class_info, open_split
 from hrdc_hpc.data.loaders import eval_loader as make_eval_loader
 from hrdc_hpc.data.loaders import train_loader
-from hrdc_hpc.data.order import rank_slice
 from hrdc_hpc.data.philox import uniforms
 from hrdc_hpc.data.pixels import PixelArray
 from hrdc_hpc.engine.evaluation import Evaluator
@@ -109,7 +108,8 @@ def build_parts(config: RunConfig, images: Images, processes: Processes) -> Part
         )
     network, method = build_model(config, images.classes, processes.device)
     precision = pick_precision(config.compute, processes.device)
-    step = TrainStep(network, method, config, precision, processes)
+    resident = isinstance(images.train, PixelArray)
+    step = TrainStep(network, method, config, precision, processes, resident=resident)
     loaders = {
         stream.name: train_loader(
             images.train,
@@ -147,25 +147,6 @@ def eval_loader(config: RunConfig, index: ImageIndex | PixelArray, processes: Pr
     )
 
 
-def blank_batches(config: RunConfig, parts: Parts, processes: Processes) -> dict[str, Batch]:
-    """Batches of this rank's shape without images, to rehearse with."""
-    part = rank_slice(processes.rank, processes.world_size, config.optim.global_batch)
-    side, number, device = config.data.image_size, part.stop - part.start, processes.device
-    blank = Batch(
-        pixels={DECODED: torch.zeros(number, side, side, 3, dtype=torch.uint8, device=device)},
-        render=decoded,
-        labels_B=torch.zeros(number, dtype=torch.int64, device=device),
-        valid_B=torch.ones(number, device=device),
-        positions_B=np.arange(part.start, part.stop),
-        indices_B=np.zeros(number, np.int64),
-        class_counts_C=torch.ones(parts.images.classes.number, device=device),
-        samples_B6=np.empty((0, 6), np.int64),
-        step=0,
-        epoch=0,
-    )
-    return dict.fromkeys(parts.loaders, blank)
-
-
 def step_draws(method: Method, seed: int, stream: str, batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """Return the random numbers that a method asked for, float32 [B, n] by purpose.
 
@@ -178,3 +159,12 @@ def step_draws(method: Method, seed: int, stream: str, batch: Batch, device: tor
     on_gpu = device.type == "cuda"  # from pinned memory: the host does not wait for the copy
     tensors = {purpose: torch.from_numpy(values) for purpose, values in drawn.items()}
     return {p: (t.pin_memory() if on_gpu else t).to(device, non_blocking=True) for p, t in tensors.items()}
+
+
+def rehearse(config: RunConfig, parts: Parts, processes: Processes) -> None:
+    """Warm the step up, compile and capture it, on batches that say nothing; nothing is learnt."""
+    blank = {name: loader.blank() for name, loader in parts.loaders.items()}
+    draws = {
+        name: step_draws(parts.method, config.seed, name, batch, processes.device) for name, batch in blank.items()
+    }
+    parts.step.rehearse(blank, draws)

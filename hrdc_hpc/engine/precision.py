@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -26,12 +27,21 @@ class Precision:
         return torch.amp.GradScaler(self.device_type) if self.dtype == torch.float16 else None
 
 
+def has_matrix_units() -> bool:
+    """Whether the CPU has hardware of its own for products of bfloat16 matrices (AMX); without, bf16 may be slower."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0]
+    except OSError:  # not Linux
+        return False
+    return "amx_bf16" in flags.split()
+
+
 def pick_precision(compute: Compute, device: torch.device) -> Precision:
-    """Resolve 'auto': bf16 on a GPU that has it, else fp16; fp32 on a CPU, where bf16 is slower without AMX."""
+    """Resolve 'auto': bf16 on a GPU or CPU with matrix units for it, else fp16 on a GPU and fp32 on a CPU."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     name: str = compute.precision
     if name == "auto":
-        name = "fp32"
+        name = "bf16" if has_matrix_units() else "fp32"
         if device.type == "cuda":
             name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return Precision(name, dtypes[name], device.type)

@@ -30,7 +30,7 @@ def capture(train_step: TrainStep, step: int, processes: Processes) -> dict[str,
         "step": step,
         "network": dict(train_step.network.state_dict()),
         "buffers": buffers,
-        "optimizer": train_step.optimizer.state_dict()["state"],
+        "momentum": train_step.momenta(),
         "nonfinite": train_step.nonfinite,
         "nonfinite_in_a_row": train_step.nonfinite_in_a_row,
     }
@@ -60,9 +60,7 @@ def restore(state: dict[str, Any], train_step: TrainStep, processes: Processes) 
 
     train_step.network.load_state_dict(state["network"])
     train_step.buffers.flat.copy_(own(state["buffers"]))
-    groups = train_step.optimizer.state_dict()["param_groups"]
-    train_step.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-    train_step.rebind_rate()
+    _restore_momenta(train_step, state["momentum"])
     train_step.nonfinite.copy_(state["nonfinite"])
     train_step.nonfinite_in_a_row.copy_(state["nonfinite_in_a_row"])
     if train_step.scaler and "scaler" in state:
@@ -72,6 +70,16 @@ def restore(state: dict[str, Any], train_step: TrainStep, processes: Processes) 
         train_step.ema.restore(weights, own(state.get("ema_buffers") or state["buffers"]))
     step: int = state["step"]
     return step
+
+
+@torch.no_grad()
+def _restore_momenta(train_step: TrainStep, saved: dict[str, torch.Tensor]) -> None:
+    """Copy in place: the optimizer's tensors may be part of a captured graph."""
+    for name, momentum in train_step.momenta().items():
+        if name in saved:
+            momentum.copy_(saved[name])
+        else:  # trained without momentum before, which was accepted
+            momentum.zero_()
 
 
 def load_for_evaluation(network: Network, state: dict[str, Any], *, ema: bool) -> None:

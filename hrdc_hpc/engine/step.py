@@ -8,27 +8,32 @@ Axis legend: B images of a micro-batch, G of the global batch, C classes.
 
 from __future__ import annotations
 
-import itertools
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hrdc_hpc.config.schema import RunConfig
-from hrdc_hpc.data.batch import Batch, Pixels, Render
-from hrdc_hpc.data.normalise import normalise
+from hrdc_hpc.data.batch import Batch
 from hrdc_hpc.engine.buffers import FlatBuffers
+from hrdc_hpc.engine.clock import Mark, StepClock
+from hrdc_hpc.engine.compiling import pick_compile, pick_graph
 from hrdc_hpc.engine.ema import Ema
+from hrdc_hpc.engine.gradients import adding_up
+from hrdc_hpc.engine.graph import CapturedStep
+from hrdc_hpc.engine.optimizer import clip, make_optimizer, momenta
 from hrdc_hpc.engine.precision import Precision
 from hrdc_hpc.engine.processes import Processes
-from hrdc_hpc.losses.base import Reduction, StepContext
-from hrdc_hpc.methods.base import Inputs, Method
+from hrdc_hpc.engine.training_loss import MicroBatch, TrainingLoss, pieces, whole
+from hrdc_hpc.methods.base import Method
 from hrdc_hpc.models.network import Network
+
+log = logging.getLogger(__name__)
 
 LR, EMA_WEIGHT = "lr", "ema_weight"
 
@@ -37,137 +42,121 @@ _OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadc
 """DDP must not broadcast rank 0's buffers, they are averaged by our own rule; the option was renamed after 2.11."""
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """A piece of this rank's share of one step, of one stream."""
-
-    pixels: Pixels
-    render: Render
-    labels_B: Tensor
-    valid_B: Tensor
-    class_counts_C: Tensor
-    draws: dict[str, Tensor] = field(default_factory=dict)
-
-
-def pieces(batch: Batch, draws: Mapping[str, Tensor], number: int) -> Iterator[MicroBatch]:
-    """Cut a rank's batch into `number` consecutive pieces that differ by one image at most."""
-    images = len(batch.labels_B)
-    edges = [i * images // number for i in range(number + 1)]
-    for low, high in itertools.pairwise(edges):
-        part = slice(low, high)
-        yield MicroBatch(
-            {name: tensor[part] for name, tensor in batch.pixels.items()},
-            batch.render,
-            batch.labels_B[part],
-            batch.valid_B[part],
-            batch.class_counts_C,
-            {name: draw[part] for name, draw in draws.items()},
-        )
-
-
-class TrainingLoss(nn.Module):
-    """Network and method as one module, so that DDP sees one forward however often a method calls the network."""
-
-    def __init__(self, network: Network, method: Method, config: RunConfig, precision: Precision) -> None:
-        super().__init__()
-        self.network = network
-        self._method = method
-        self._precision = precision
-        self._global_batch = config.optim.global_batch
-        self._data = config.data
-        self._channels_last = config.compute.channels_last
-
-    def _prepare(self, images_BHWC: Tensor) -> Tensor:
-        return normalise(
-            images_BHWC, self._data.mean, self._data.std, dtype=torch.float32, channels_last=self._channels_last
-        )
-
-    def forward(
-        self, micro: Mapping[str, MicroBatch], scalars: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return this micro-batch's share of the global loss and of its parts (float32 scalars)."""
-        inputs = {name: Inputs(self._prepare(m.render(m.pixels)), m.labels_B) for name, m in micro.items()}
-        main = micro[self._method.streams[0].name]
-        step = StepContext(Reduction(self._global_batch, main.valid_B, main.class_counts_C), scalars, main.draws)
-        with self._precision.autocast():
-            return self._method.training_loss(self.network, inputs, step)
-
-
 class TrainStep:
     """Owns the optimizer, the loss scaler and the moving average; one call is one optimizer step."""
 
     def __init__(
-        self, network: Network, method: Method, config: RunConfig, precision: Precision, processes: Processes
-    ) -> None:
+        self, network: Network, method: Method, config: RunConfig, precision: Precision, processes: Processes, *,
+        resident: bool = False,
+    ) -> None:  # fmt: skip
+        """Build on every rank. `resident`: the data set lies in the device's memory."""
+        device, compute = processes.device, config.compute
         self.network = network
         self.buffers = FlatBuffers(network)
         self.ema = Ema(network, self.buffers) if config.optim.ema_decay is not None else None
         self.scaler = precision.scaler()
+        self.clock = StepClock(device)
+        self.compiled = pick_compile(compute, processes)
+        self.captured = False
+        """Whether steps are replays of one CUDA graph; known after the rehearsal."""
+        self._capture = pick_graph(compute, processes, resident=resident)
+        self._must_capture = bool(compute.cuda_graph)
+        self._graph: CapturedStep | None = None
         self._accumulation = config.optim.accumulation
-        self._world_size = processes.world_size
-        device = processes.device
+        self._clip_norm = config.optim.clip_norm
         self._streams = [stream.name for stream in method.streams]
         self._scalar_names = [LR, EMA_WEIGHT, *method.scalars(0, config.optim.epochs)]
         self._scalars = torch.zeros(len(self._scalar_names), device=device)
         self._scalar_views = {name: self._scalars[i] for i, name in enumerate(self._scalar_names)}
-        self.optimizer = self._make_optimizer(config)
+        self.optimizer = make_optimizer(network, config.optim, self._scalar_views[LR])
         self.nonfinite = torch.zeros((), device=device)
         """Steps skipped because their gradients were not finite."""
         self.nonfinite_in_a_row = torch.zeros((), device=device)
         """How many of the last steps were skipped without one between them that was not."""
         self.grad_norm = torch.zeros((), device=device)
+        """Of the last step's gradient over all parameters, before it was clipped."""
         self.loss = torch.zeros((), device=device)
         """This rank's share of the last step's loss; the shares of all ranks add up to it."""
         self.parts: dict[str, Tensor] = {}
-        self._ddp = DistributedDataParallel(
-            TrainingLoss(network, method, config, precision), gradient_as_bucket_view=True, **_OWN_BUFFERS
-        )
+        self._loss = TrainingLoss(network, method, config, precision).to(device)
+        if self.compiled:
+            # inside DDP, whose buckets then cut the compiled graph, so that reduction still overlaps with backward
+            self._loss.compile(dynamic=False)
+        self._ddp = self._over_ranks(compute.gradients) if processes.world_size > 1 else None
 
-    def _make_optimizer(self, config: RunConfig) -> torch.optim.SGD:
-        optim = config.optim
-        optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=self._scalar_views[LR],
-            momentum=optim.momentum,
-            weight_decay=optim.weight_decay,
-            nesterov=optim.nesterov,
-            fused=True,  # the fused kernel honours found_inf on the device
-        )
-        if optim.momentum:
-            # torch leaves a momentum buffer uninitialised if the first step is skipped; zeros equal its first step
-            for weight in self.network.parameters():
-                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        return optimizer
+    def _over_ranks(self, number_format: str) -> DistributedDataParallel:
+        ddp = DistributedDataParallel(self._loss, gradient_as_bucket_view=True, **_OWN_BUFFERS)
+        ddp.register_comm_hook(None, adding_up(number_format, self.clock))
+        return ddp
 
-    def rebind_rate(self) -> None:
-        """Make the optimizer read the device scalar again, after its state was loaded."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._scalar_views[LR]
+    def momenta(self) -> dict[str, Tensor]:
+        """Momentum by parameter name, the optimizer's own tensors: a resume copies into them."""
+        return momenta(self.network, self.optimizer)
 
-    def rehearse(self, batches: Mapping[str, Batch]) -> None:
-        """Run forward and backward twice and forget them.
+    # starting
+
+    def rehearse(self, batches: Mapping[str, Batch], draws: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Run forward and backward twice and forget them; compile and capture where that is wanted.
 
         DDP lays its buckets out anew after the first backward. Another layout sums in another order, so the steps after
         a resume would differ in the last bit from those of an undisturbed run. Done at every start, before weights are
         restored, every real step runs on the final layout. It also warms up kernels and allocators.
         """
-        integers = {n: b.clone() for n, b in self.network.named_buffers() if not b.is_floating_point()}
-        with self.buffers.holding(self.buffers.flat.clone()):
+        inputs = self._inputs(batches, draws)
+        with self._everything_kept():
             for _ in range(2):
-                self._forward_backward(batches, {})
-        for name, value in integers.items():
-            self.network.get_buffer(name).copy_(value)
-        self.optimizer.zero_grad(set_to_none=False)
+                self._forward_backward(inputs)
+            if self._capture:
+                self._try_to_capture(inputs)
+        self._clear_gradients()
+
+    def _try_to_capture(self, inputs: Mapping[str, MicroBatch]) -> None:
+        try:
+            self._graph = CapturedStep(self._take, inputs)
+        except RuntimeError as error:
+            if self._must_capture:
+                raise RuntimeError(
+                    f"compute.cuda_graph: the step could not be captured: {error}. Leave compute.cuda_graph unset"
+                ) from error
+            log.warning("the step could not be captured as a CUDA graph, and is launched kernel by kernel: %s", error)
+        self.captured = self._graph is not None
+
+    @contextmanager
+    def _everything_kept(self) -> Iterator[None]:
+        """Put back, in place, all that a step changes."""
+        integers = [buffer for buffer in self.network.buffers() if not buffer.is_floating_point()]
+        changing = [*self.network.parameters(), self.buffers.flat, *integers, *self.momenta().values()]
+        changing += [self.nonfinite, self.nonfinite_in_a_row]
+        if self.ema:
+            changing += [*self.ema.weights, self.ema.flat]
+        before = [tensor.detach().clone() for tensor in changing]
+        scaler = self.scaler.state_dict() if self.scaler else {}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(changing, before, strict=True):
+                    tensor.copy_(value)
+            if self.scaler:
+                self.scaler.load_state_dict(scaler)
+
+    # stepping
 
     def __call__(
         self, batches: Mapping[str, Batch], draws: Mapping[str, Mapping[str, Tensor]], scalars: Mapping[str, float]
     ) -> None:
         """Take one step on this rank's share of the global batch of each stream."""
         self._load_scalars(scalars)
-        before = self.buffers.flat.clone()
-        self.optimizer.zero_grad(set_to_none=False)
-        self._forward_backward(batches, draws)
-        self._update(before)
+        inputs = self._inputs(batches, draws)
+        self.clock.mark(Mark.BEGIN)
+        if self._graph:
+            self._graph(inputs)
+        else:
+            self._take(inputs)
+        self.clock.mark(Mark.DONE)
+
+    def _inputs(self, batches: Mapping[str, Batch], draws: Mapping[str, Mapping[str, Tensor]]) -> dict[str, MicroBatch]:
+        return {name: whole(batches[name], draws.get(name, {})) for name in self._streams}
 
     def _load_scalars(self, scalars: Mapping[str, float]) -> None:
         assert scalars.keys() == set(self._scalar_names), f"{sorted(scalars)} are not {sorted(self._scalar_names)}"
@@ -175,17 +164,30 @@ class TrainStep:
         values = torch.tensor([scalars[name] for name in self._scalar_names], pin_memory=on_gpu)
         self._scalars.copy_(values, non_blocking=True)
 
-    def _forward_backward(self, batches: Mapping[str, Batch], draws: Mapping[str, Mapping[str, Tensor]]) -> None:
-        cut = [pieces(batches[name], draws.get(name, {}), self._accumulation) for name in self._streams]
+    def _take(self, inputs: Mapping[str, MicroBatch]) -> None:
+        """The step itself, which can be captured: nothing here looks at a value."""
+        before = self.buffers.flat.clone()
+        self._clear_gradients()
+        self._forward_backward(inputs)
+        if self._ddp is None:
+            self.clock.mark(Mark.GRADIENTS)
+        self.clock.mark(Mark.REDUCED)
+        self._update(before)
+
+    def _clear_gradients(self) -> None:
+        # DDP's gradients are views of its buckets; alone, backward may write new ones instead of adding to zeros
+        self.optimizer.zero_grad(set_to_none=self._ddp is None)
+
+    def _forward_backward(self, inputs: Mapping[str, MicroBatch]) -> None:
+        cut = [pieces(inputs[name], self._accumulation) for name in self._streams]
         total = torch.zeros_like(self.loss)
         parts: dict[str, Tensor] = {}
+        module = self._ddp or self._loss
         for i, micro in enumerate(zip(*cut, strict=True)):
             last = i == self._accumulation - 1
-            with nullcontext() if last else self._ddp.no_sync():
-                loss, some = self._ddp(dict(zip(self._streams, micro, strict=True)), self._scalar_views)
-                # DDP averages gradients over the ranks; the shares are meant to be added up
-                scaled = loss * self._world_size
-                (self.scaler.scale(scaled) if self.scaler else scaled).backward()
+            with nullcontext() if last or not self._ddp else self._ddp.no_sync():
+                loss, some = module(dict(zip(self._streams, micro, strict=True)), self._scalar_views)
+                (self.scaler.scale(loss) if self.scaler else loss).backward()
             total = total + loss.detach()
             parts = {name: parts.get(name, 0) + value.detach() for name, value in some.items()}
         self.loss, self.parts = total, parts
@@ -196,6 +198,8 @@ class TrainStep:
             self.scaler.unscale_(self.optimizer)
         gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        if self._clip_norm is not None:
+            clip(gradients, self.grad_norm, self._clip_norm)
         # gradients are already reduced, so all ranks come to the same verdict without asking each other
         bad = (~torch.isfinite(self.grad_norm)).to(torch.float32)
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused kernel

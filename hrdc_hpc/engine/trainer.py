@@ -29,7 +29,7 @@ from hrdc_hpc.engine.ema import ema_weight
 from hrdc_hpc.engine.evaluation import Interrupted
 from hrdc_hpc.engine.journal import Journal, Meter, RunJournal, SilentJournal, closing, kept
 from hrdc_hpc.engine.learning_rate import learning_rate
-from hrdc_hpc.engine.parts import Images, Parts, blank_batches, build_parts, open_images, step_draws
+from hrdc_hpc.engine.parts import Images, Parts, build_parts, open_images, rehearse, step_draws
 from hrdc_hpc.engine.place import Place, Stop
 from hrdc_hpc.engine.processes import Processes, call_off, open_processes
 from hrdc_hpc.engine.state import about, capture, refuse_other_run, restore
@@ -119,7 +119,7 @@ class Run:
         self.evaluated = False
         """Whether the metrics hold the evaluation that is due at this step."""
         self.agreement = Agreement(processes, stop)
-        self.meter = Meter(config.optim.global_batch, self.last_step)
+        self.meter = Meter(config.optim.global_batch, self.last_step, parts.step.clock)
         self.saver: Saver | None = None
 
     def to_the_end(self) -> Outcome:
@@ -141,7 +141,8 @@ class Run:
 
     def _start(self) -> None:
         """Rehearse, then resume from the newest whole checkpoint."""
-        self.parts.step.rehearse(blank_batches(self.config, self.parts, self.processes))
+        rehearse(self.config, self.parts, self.processes)
+        self._say_what_runs()
         if self.lease:
             checkpoint.sweep(self.folder.checkpoints)
             self.saver = Saver(
@@ -160,6 +161,22 @@ class Run:
         self.evaluated = self.processes.from_first(self.processes.first and self._evaluation_is_there())
         if self.processes.first:
             log.info("resumed from %s (step %d of %d)", path, self.step, self.last_step)
+
+    def _say_what_runs(self) -> None:
+        """Write down what 'auto' and unset settings came to, and how large the network is."""
+        step, processes = self.parts.step, self.processes
+        parameters = sum(weight.numel() for weight in step.network.parameters())
+        settings = {
+            "parameters": parameters, "device": str(processes.device), "precision": self.parts.precision.name,
+            "compiled": step.compiled, "cuda_graph": step.captured, "world_size": processes.world_size,
+            "steps_per_epoch": self.per_epoch,
+        }  # fmt: skip
+        self.journal.write("start", self.step, **settings)
+        if processes.first:
+            log.info(
+                "%d parameters, %s, %s%s%s", parameters, settings["device"], settings["precision"],
+                ", compiled" if step.compiled else "", ", one CUDA graph a step" if step.captured else "",
+            )  # fmt: skip
 
     def _newest(self) -> tuple[Path, dict[str, Any]] | None:
         def damaged(path: Path, why: str) -> None:

@@ -14,7 +14,7 @@ from hrdc_hpc.config.load import loads
 from hrdc_hpc.config.schema import Compute, RunConfig
 from hrdc_hpc.data.normalise import normalise
 from hrdc_hpc.engine.learning_rate import learning_rate
-from hrdc_hpc.engine.parts import Parts, blank_batches, build_model, build_parts, open_images
+from hrdc_hpc.engine.parts import Parts, build_model, build_parts, open_images
 from hrdc_hpc.engine.place import Place
 from hrdc_hpc.engine.processes import Processes, open_processes
 from hrdc_hpc.record.folder import RunFolder
@@ -87,8 +87,8 @@ def test_every_image_weighs_the_same_on_any_number_of_ranks_and_pieces(tmp_path:
 def test_nonfinite_step_changes_nothing(precision: str, digits: Path, alone: Processes) -> None:
     config = small(digits, f"compute.precision={precision}")
     parts = parts_of(config, alone)
-    blank = blank_batches(config, parts, alone)
-    parts.step.rehearse(blank)
+    blank = {"main": parts.loaders["main"].blank()}
+    parts.step.rehearse(blank, {})
     scalars = {"lr": 0.1, "ema_weight": 0.5, **parts.method.scalars(0, 3)}
     batches = list(parts.loaders["main"].batches(0, 2))
     parts.close()

@@ -13,7 +13,7 @@ def train_norm_free(run: Path, place: Place, stop: Stop) -> None:
     from torch import nn
 
     from hrdc_hpc.config.load import loads
-    from hrdc_hpc.engine.parts import blank_batches, build_parts, open_images
+    from hrdc_hpc.engine.parts import build_parts, open_images
     from hrdc_hpc.engine.precision import pick_precision
     from hrdc_hpc.engine.processes import open_processes
     from hrdc_hpc.engine.step import TrainStep
@@ -34,7 +34,7 @@ def train_norm_free(run: Path, place: Place, stop: Stop) -> None:
         parts = build_parts(config, images, processes)
         torch.manual_seed(0)
         step = TrainStep(NormFree(), parts.method, config, pick_precision(config.compute, processes.device), processes)
-        step.rehearse(blank_batches(config, parts, processes))
+        step.rehearse({name: loader.blank() for name, loader in parts.loaders.items()}, {})
         losses = []
         for batch in parts.loaders["main"].batches(0, 10):
             step({"main": batch}, {}, {"lr": 0.1, "ema_weight": 0.1, **parts.method.scalars(1, 3)})

@@ -37,7 +37,10 @@ log: {{every_steps: 1, tensorboard: false}}
 """
 """12 steps an epoch: batch norm, momentum, an average, three epochs, saves that do not fall on epoch ends."""
 
-_TIMINGS = {"attempt", "time", "images_per_s", "data_wait", "eta_s", "seconds", "stall_s"}
+_TIMINGS = {
+    "attempt", "time", "images_per_s", "data_wait", "compute", "communication", "optimizer", "eta_s", "seconds",
+    "stall_s",
+}  # fmt: skip
 
 
 def make_run(parent: Path, digits: Path, name: str, *overrides: str) -> Path:

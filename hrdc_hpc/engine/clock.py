@@ -1,0 +1,98 @@
+"""Where the time of steps goes on one rank: forward and backward, exposed communication, optimizer.
+
+Marks are set inside every step and read on log steps only. On a GPU they are events on its stream: setting one does not
+make the host wait. Communication counts only where it is *exposed*: from the moment at which the last gradient of this
+rank is there to the moment at which all ranks' sums are; what overlaps with the backward pass costs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from enum import IntEnum
+
+import torch
+
+
+class Mark(IntEnum):
+    """Moments of a step, in order."""
+
+    BEGIN = 0
+    GRADIENTS = 1
+    """This rank's own gradients are complete."""
+    REDUCED = 2
+    """The gradients are those of the global batch."""
+    DONE = 3
+
+
+_SHARES = {"compute": Mark.GRADIENTS, "communication": Mark.REDUCED, "optimizer": Mark.DONE}
+"""What ends at which mark; it begins at the one before."""
+
+Moment = float | torch.cuda.Event
+
+
+class StepClock:
+    """Collects marks of steps until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._free: list[torch.cuda.Event] = []
+        self._steps: list[dict[Mark, Moment]] = []
+        self._open: dict[Mark, Moment] | None = None
+
+    def mark(self, mark: Mark) -> None:
+        """Set a mark of the step under way; BEGIN opens one, DONE closes it, a mark set again counts from then."""
+        if mark is Mark.BEGIN:
+            self._open = {}
+        if self._open is None:  # a rehearsal
+            return
+        self._open[mark] = self._now()
+        if mark is Mark.DONE:
+            self._steps.append(self._open)
+            self._open = None
+
+    def restart(self) -> None:
+        """Forget what was not read."""
+        for step in self._steps:
+            self._recycle(step)
+        self._steps.clear()
+
+    def read(self) -> dict[str, float]:
+        """Return seconds of compute, communication and optimizer since the last read; waits for a GPU.
+
+        A step that was replayed as one CUDA graph has no marks inside: all of it counts as compute.
+        """
+        totals = dict.fromkeys(_SHARES, 0.0)
+        for step in self._steps:
+            last = step[Mark.DONE]
+            if isinstance(last, torch.cuda.Event):
+                last.synchronize()
+            before = step[Mark.BEGIN]
+            inside = [mark for mark in (Mark.GRADIENTS, Mark.REDUCED) if mark in step]
+            for name, mark in _SHARES.items():
+                if mark in step and (inside or mark is Mark.DONE):
+                    totals[name if inside else "compute"] += _seconds(before, step[mark])
+                    before = step[mark]
+        self.restart()
+        return totals
+
+    def _now(self) -> Moment:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = self._free.pop() if self._free else _event()
+        event.record()
+        return event
+
+    def _recycle(self, step: dict[Mark, Moment]) -> None:
+        self._free += [moment for moment in step.values() if isinstance(moment, torch.cuda.Event)]
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no annotations there
+
+
+def _seconds(start: Moment, end: Moment) -> float:
+    if isinstance(start, torch.cuda.Event):
+        assert isinstance(end, torch.cuda.Event)
+        return float(start.elapsed_time(end)) / 1000
+    assert not isinstance(end, torch.cuda.Event)
+    return end - start
