@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from hrdc_hpc.config import registry
 from hrdc_hpc.config.types import Component
-from hrdc_hpc.losses import cdt, hierarchical
+from hrdc_hpc.losses import cdt, hierarchical, label_smoothing
 from hrdc_hpc.losses.base import Loss, Reduction, StepContext
 
 from long_tail import (
@@ -31,13 +32,29 @@ COMPONENTS = {
     "cross_entropy": Component("cross_entropy"),
     "cdt": Component("cdt", cdt.Options(gamma=0.3)),
     "hierarchical": Component("hierarchical", hierarchical.Options(gamma=0.3)),
+    "label_smoothing": Component("label_smoothing", label_smoothing.Options(smoothing=0.2)),
 }
 FACTORS: dict[str, Floats] = {
     "cross_entropy": np.ones(CLASSES.number),
     "cdt": slow_factors(CLASSES, 0.3, capped=False),
     "hierarchical": slow_factors(CLASSES, 0.3, capped=True),
+    "label_smoothing": np.ones(CLASSES.number),
 }
+SMOOTHING = {"label_smoothing": 0.2}
+
+
+def wanted(name: str, logits_BC: Floats, labels_B: NDArray[np.int64]) -> Floats:
+    """The loss of each image [B], written down a second time."""
+    share = SMOOTHING.get(name, 0.0)
+    loss_B = cross_entropy(logits_BC, labels_B, FACTORS[name])
+    return (1 - share) * loss_B - share * log_softmax(logits_BC / FACTORS[name]).mean(axis=1)
+
+
 every_loss = pytest.mark.parametrize("name", COMPONENTS)
+
+
+def test_every_loss_is_tested() -> None:
+    assert set(registry.names("hrdc_hpc.losses")) == set(COMPONENTS)
 
 
 def make(name: str, classes: Any = CLASSES, device: str = "cpu") -> Loss:
@@ -52,7 +69,7 @@ def test_value(name: str, seed: int) -> None:
     loss = make(name)(tensor(logits_BC), torch.from_numpy(labels_B), context(labels_B))
     assert loss.shape == ()
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(cross_entropy(logits_BC, labels_B, FACTORS[name]).mean(), rel=1e-6)
+    assert loss.item() == pytest.approx(wanted(name, logits_BC, labels_B).mean(), rel=1e-6)
 
 
 @every_loss
@@ -64,7 +81,7 @@ def test_gradient(name: str) -> None:
     assert ours.grad is not None
 
     def value(logits_BC: Floats) -> float:
-        return float(cross_entropy(logits_BC, labels_B, factors_C).mean())
+        return float(wanted(name, logits_BC, labels_B).mean())
 
     differences = np.empty_like(logits_BC)
     for place in np.ndindex(logits_BC.shape):
@@ -72,8 +89,10 @@ def test_gradient(name: str) -> None:
         nudge[place] = 1e-5
         differences[place] = (value(logits_BC + nudge) - value(logits_BC - nudge)) / 2e-5
     np.testing.assert_allclose(ours.grad.numpy(), differences, rtol=1e-4, atol=1e-8)
-    # (softmax(z / a) - onehot(y)) / (a * G)
-    closed = (np.exp(log_softmax(logits_BC / factors_C)) - np.eye(len(COUNTS))[labels_B]) / factors_C / len(labels_B)
+    # (softmax(z / a) - target) / (a * G), the target onehot(y) or smoothed
+    share = SMOOTHING.get(name, 0.0)
+    target_BC = (1 - share) * np.eye(len(COUNTS))[labels_B] + share / len(COUNTS)
+    closed = (np.exp(log_softmax(logits_BC / factors_C)) - target_BC) / factors_C / len(labels_B)
     np.testing.assert_allclose(ours.grad.numpy(), closed, rtol=1e-5, atol=1e-8)
 
 
@@ -85,10 +104,11 @@ def test_losses_differ_and_meet_where_they_should() -> None:
         loss = registry.build("hrdc_hpc.losses", component, make_classes(counts), torch.device("cpu"))
         return float(loss(tensor(logits_BC), torch.from_numpy(labels_B), context(labels_B)).item())
 
-    assert len({value(name) for name in COMPONENTS}) == 3
+    assert len({value(name) for name in COMPONENTS}) == len(COMPONENTS)
     plain = value("cross_entropy")
     assert value("cdt", cdt.Options(gamma=0)) == plain
     assert value("hierarchical", hierarchical.Options(gamma=0)) == plain
+    assert value("label_smoothing", label_smoothing.Options(smoothing=0)) == plain
     # a cap at the mean of equal factors changes nothing
     steps = (200,) * 4 + (50,) * 4 + (5,) * 3
     assert value("cdt", counts=steps) == pytest.approx(value("hierarchical", counts=steps), rel=1e-6)
@@ -120,7 +140,7 @@ def test_unreadable_images_weigh_nothing(name: str) -> None:
     ours = tensor(logits_BC)
     loss = make(name)(ours, torch.from_numpy(labels_B), step)
     loss.backward()
-    expected = cross_entropy(logits_BC, labels_B, FACTORS[name])[[0, 1, 3, 5]].sum() / 6
+    expected = wanted(name, logits_BC, labels_B)[[0, 1, 3, 5]].sum() / 6
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert ours.grad is not None
     assert ours.grad.abs().sum(dim=1).gt(0).float().tolist() == valid_B.tolist()
@@ -137,7 +157,7 @@ def test_half_precision_logits_are_widened_first(name: str, dtype: torch.dtype) 
         got = loss(half, labels, step)
     assert got.dtype == torch.float32
     assert got.item() == loss(half.float(), labels, step).item()
-    expected = cross_entropy(half.double().numpy(), labels_B, FACTORS[name]).mean()
+    expected = wanted(name, half.double().numpy(), labels_B).mean()
     assert got.item() == pytest.approx(expected, rel=1e-6)
 
 

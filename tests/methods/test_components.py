@@ -17,7 +17,7 @@ from hrdc_hpc.config.types import Component
 from long_tail import make_classes
 
 SHIPPED = {
-    "hrdc_hpc.losses": {"cross_entropy", "cdt", "hierarchical"},
+    "hrdc_hpc.losses": {"cross_entropy", "cdt", "hierarchical", "label_smoothing"},
     "hrdc_hpc.methods": {"ce", "hrdc"},
     "hrdc_hpc.models.backbones": {"tiny", "resnet50", "resnext50_32x4d"},
     "hrdc_hpc.engine.schedules": {"cosine", "step"},
