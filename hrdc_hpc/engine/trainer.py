@@ -32,6 +32,7 @@ from hrdc_hpc.engine.learning_rate import learning_rate
 from hrdc_hpc.engine.parts import Images, Parts, build_parts, open_images, rehearse, step_draws
 from hrdc_hpc.engine.place import Place, Stop
 from hrdc_hpc.engine.processes import Processes, call_off, open_processes
+from hrdc_hpc.engine.profile import Profiler
 from hrdc_hpc.engine.state import about, capture, refuse_other_run, restore
 from hrdc_hpc.engine.step import EMA_WEIGHT, LR
 from hrdc_hpc.record.attempts import begin_attempt
@@ -84,7 +85,10 @@ def train(run: Path, place: Place, stop: Stop) -> Outcome:
         note_left_out(images, journal)
         parts = build_parts(config, images, processes)
         stack.callback(parts.close)
-        run_ = Run(folder, config, parts, processes, journal, lease, stop)
+        window = config.log.profile_steps if attempt else None
+        profiler = Profiler(window, folder.profile, attempt.number if attempt else 0, processes.device)
+        stack.callback(profiler.close)
+        run_ = Run(folder, config, parts, processes, journal, lease, stop, profiler)
         return run_.to_the_end()
 
 
@@ -104,7 +108,7 @@ class Run:
 
     def __init__(
         self, folder: RunFolder, config: RunConfig, parts: Parts, processes: Processes, journal: Journal,
-        lease: Lease | None, stop: Stop,
+        lease: Lease | None, stop: Stop, profiler: Profiler,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.config = config
@@ -112,6 +116,7 @@ class Run:
         self.processes = processes
         self.journal = journal
         self.lease = lease
+        self.profiler = profiler
         self.per_epoch = parts.steps_per_epoch
         self.last_step = self.per_epoch * config.optim.epochs
         self.step = 0
@@ -203,9 +208,11 @@ class Run:
         self.meter.restart()
         reason = None
         for step in range(first, self.last_step):
+            self.profiler.before(step)
             with self.meter.waiting():
                 batches = dict(zip(self.parts.loaders, (next(stream) for stream in streams), strict=True))
             self._train_step(step, batches)
+            self.profiler.after(step + 1)
             reason = self._after_step(step + 1)
             if step + 1 < self.last_step:  # what is trained to the end is not stopped any more
                 reason = reason or self.agreement.reason()

@@ -29,6 +29,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.report = self.path / "report"
+        self.profile = self.path / "profile"
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"

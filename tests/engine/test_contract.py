@@ -21,6 +21,7 @@ from hrdc_hpc.engine.journal import SilentJournal
 from hrdc_hpc.engine.place import NeverStop
 from hrdc_hpc.engine.precision import has_matrix_units, pick_precision
 from hrdc_hpc.engine.processes import Processes
+from hrdc_hpc.engine.profile import Profiler
 from hrdc_hpc.engine.state import capture, restore
 from hrdc_hpc.engine.trainer import Run
 from hrdc_hpc.engine.training_loss import whole
@@ -65,7 +66,8 @@ def test_no_host_sync_off_the_log_steps(settings: list[str], tmp_path: Path, sin
     config = config_of(*settings)
     parts = parts_of(config, single)
     folder = RunFolder.create(tmp_path / "run", config_text=to_yaml(config), manifest={})
-    run = Run(folder, config, parts, single, SilentJournal(), None, NeverStop())
+    never = Profiler(None, folder.profile, 0, single.device)
+    run = Run(folder, config, parts, single, SilentJournal(), None, NeverStop(), never)
     run._start()
     asked = []
     for step, batch in enumerate(parts.loaders["main"].batches(0, 10)):
@@ -187,3 +189,21 @@ def test_auto_precision_knows_the_processor(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr("hrdc_hpc.engine.precision.has_matrix_units", lambda amx=amx: amx)
         assert pick_precision(Compute(), torch.device("cpu")).name == name
         assert pick_precision(Compute(precision="fp16"), torch.device("cpu")).name == "fp16"
+
+
+def test_a_trace_of_some_steps(tmp_path: Path, single: Processes) -> None:
+    config = config_of()
+    parts = parts_of(config, single)
+    step = small_step(config, parts, single)
+    profiler = Profiler((2, 5), tmp_path / "profile", 3, single.device)
+    scalars = {"lr": 0.1, "ema_weight": 0.1, **parts.method.scalars(0, 4)}
+    for number, batch in enumerate(parts.loaders["main"].batches(0, 4)):
+        profiler.before(number)
+        step({"main": batch}, {}, scalars)
+        profiler.after(number + 1)
+        assert not (tmp_path / "profile").exists()
+    profiler.close()  # the attempt ends inside the window: what was traced is kept
+    trace = json.loads((tmp_path / "profile" / "attempt-3-steps-2-4.json").read_text())
+    convolutions = [event for event in trace["traceEvents"] if event.get("name") == "aten::convolution"]
+    assert len(convolutions) == 2
+    assert "aten::convolution" in (tmp_path / "profile" / "attempt-3-steps-2-4.txt").read_text()
