@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hrdc_hpc.config.load import loads, to_yaml
 from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
 
-from ranks import Ranks
+from ranks import Ranks, train
 from runs import differing, final_state, learnt, make_run, open_phases
+from small_cifar import SMALL_CIFAR, train_small_cifar
 
-pytestmark = [pytest.mark.dali, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILLS = 22
 
@@ -46,22 +50,24 @@ def _wait_to_kill(run: Path, ranks: Ranks, attempt: int, kind: str, chance: rand
     time.sleep(chance.uniform(0.0, 0.03 if kind == "save" else 0.25))
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_killed_and_resumed_is_identical_to_straight(world_size: int, tmp_path: Path, digits: Path) -> None:
-    straight = make_run(tmp_path, digits, "straight", "optim.accumulation=2")
-    Ranks(straight, world_size).finish()
+def _kill_and_compare(
+    world_size: int, wanted_kills: int, make: Callable[[str], Path], target: Callable[..., Any] = train
+) -> None:
+    """Kill runs until there were so many kills, at least a third inside a save or an evaluation; all end the same."""
+    straight = make("straight")
+    Ranks(straight, world_size, target=target).finish()
     state, metrics = final_state(straight), learnt(straight)
 
     chance = random.Random(world_size)
     inside: list[str] = []
     kills, number = 0, 0
-    while kills < KILLS:
+    while kills < wanted_kills:
         number += 1
-        run = make_run(tmp_path, digits, f"killed-{number}", "optim.accumulation=2")
+        run = make(f"killed-{number}")
         while RunFolder(run).state() != "finished":
             attempt = len(read_attempts(RunFolder(run)))
-            ranks = Ranks(run, world_size)
-            if kills < KILLS:
+            ranks = Ranks(run, world_size, target=target)
+            if kills < wanted_kills:
                 kind = ("any", "save", "evaluate")[kills % 3]
                 _wait_to_kill(run, ranks, attempt, kind, chance)
                 one = [chance.randrange(world_size)] if chance.random() < 0.25 else None
@@ -77,3 +83,19 @@ def test_killed_and_resumed_is_identical_to_straight(world_size: int, tmp_path: 
         assert learnt(run) == metrics
     print(f"{kills} kills on {world_size} ranks over {number} runs, in save or evaluation: {len(inside)} {inside}")
     assert len(inside) >= kills / 3
+
+
+@pytest.mark.dali
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_killed_and_resumed_is_identical_to_straight(world_size: int, tmp_path: Path, digits: Path) -> None:
+    _kill_and_compare(world_size, KILLS, lambda name: make_run(tmp_path, digits, name, "optim.accumulation=2"))
+
+
+def test_the_full_engine_too(tmp_path: Path, cifar10: Path) -> None:
+    """resnet32, fp16 and its loss scale, ghost norm, clipping, decay groups, images on the device, deterministic."""
+
+    def make(name: str) -> Path:
+        config = loads(SMALL_CIFAR.format(name=name, root=cifar10), "test", [])
+        return RunFolder.create(tmp_path / name, config_text=to_yaml(config), manifest={}).path
+
+    _kill_and_compare(2, 9, make, train_small_cifar)

@@ -55,17 +55,18 @@ def _rank(target: Callable[..., Any], run: Path, place: Place, stop: Stop, envir
     sys.stdout.flush()
 
 
-def _train(run: Path, place: Place, stop: Stop) -> None:
-    from hrdc_hpc.engine.trainer import train
+def train(run: Path, place: Place, stop: Stop) -> None:
+    """The product's own."""
+    from hrdc_hpc.engine import trainer
 
-    train(run, place, stop)
+    trainer.train(run, place, stop)
 
 
 class Ranks:
     """One start of a job: `world_size` ranks on this machine."""
 
     def __init__(
-        self, run: Path, world_size: int, *, stop: Stop | None = None, target: Callable[..., Any] = _train,
+        self, run: Path, world_size: int, *, stop: Stop | None = None, target: Callable[..., Any] = train,
         job: dict[str, str | int] | None = None, environ: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.run = run
