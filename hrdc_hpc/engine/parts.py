@@ -22,6 +22,7 @@ from hrdc_hpc.engine.precision import Precision, pick_precision
 from hrdc_hpc.engine.processes import Processes
 from hrdc_hpc.engine.step import TrainStep
 from hrdc_hpc.methods.base import Method
+from hrdc_hpc.models.batch_norm import refuse_unfit_batch
 from hrdc_hpc.models.network import Network, build_network
 
 _SAMPLERS = "hrdc_hpc.data.samplers"
@@ -92,7 +93,7 @@ def build_model(config: RunConfig, classes: ClassInfo, device: torch.device) -> 
     """Network and method on the device; the initial weights depend on the seed alone."""
     method: Method = registry.build(_METHODS, config.method, classes, device)
     torch.manual_seed(config.seed)
-    network = build_network(config.model, method.heads, classes.number)
+    network = build_network(config.model, method.heads, classes.number, device)
     layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
     # made on the CPU and then moved: the same weights on any device
     return network.to(device=device, memory_format=layout), method  # type: ignore[call-overload]  # torch's stub has no memory_format beside device
@@ -106,6 +107,7 @@ def build_parts(config: RunConfig, images: Images, processes: Processes) -> Part
             f"optim.accumulation: {config.optim.accumulation} pieces, but a rank's share of a step is {share} images"
             f" ({config.optim.global_batch} over {processes.world_size} ranks); set it to at most {share}"
         )
+    refuse_unfit_batch(config.model, config.optim, processes.world_size)
     network, method = build_model(config, images.classes, processes.device)
     precision = pick_precision(config.compute, processes.device)
     resident = isinstance(images.train, PixelArray)

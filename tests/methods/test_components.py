@@ -19,7 +19,7 @@ from long_tail import make_classes
 SHIPPED = {
     "hrdc_hpc.losses": {"cross_entropy", "cdt", "hierarchical", "label_smoothing"},
     "hrdc_hpc.methods": {"ce", "hrdc"},
-    "hrdc_hpc.models.backbones": {"tiny", "resnet50", "resnext50_32x4d"},
+    "hrdc_hpc.models.backbones": {"tiny", "resnet32", "resnet50", "resnext50_32x4d", "torchvision"},
     "hrdc_hpc.engine.schedules": {"cosine", "step"},
 }
 FILES = [(package, name) for package in SHIPPED for name in registry.names(package)]

@@ -12,7 +12,8 @@ from torch import nn
 from hrdc_hpc.config.schema import Model
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.models.backbones import resnet50, resnext50_32x4d, tiny
-from hrdc_hpc.models.network import Network, build_network
+from hrdc_hpc.models.heads import CosineHead
+from hrdc_hpc.models.network import Network, build_network, parameters
 
 HEADS = ("plain", "reweighted")
 
@@ -20,10 +21,6 @@ HEADS = ("plain", "reweighted")
 def small(heads: tuple[str, ...] = HEADS, classes: int = 10, *, seed: int = 0, bias: bool = True) -> Network:
     torch.manual_seed(seed)
     return build_network(Model(backbone=Component("tiny"), bias=bias), heads, classes)
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(weight.numel() for weight in network.parameters())
 
 
 @pytest.mark.parametrize("side", [24, 32, 48])
@@ -47,6 +44,14 @@ def test_tiny_size() -> None:
     wide = build_network(Model(backbone=Component("tiny", tiny.Options(width=8))), HEADS, 10)
     assert wide.features_dim == 32
     assert parameters(wide.backbone) == 19_624
+
+
+def test_resnet32_has_the_parameters_of_the_papers() -> None:
+    network = build_network(Model(backbone=Component("resnet32")), ("plain",), 10)
+    assert parameters(network) == 464_154
+    assert parameters(network.backbone) == 463_504
+    no_bias = build_network(Model(backbone=Component("resnet32"), head="cosine"), ("plain",), 10)
+    assert parameters(no_bias) == 464_144
 
 
 @pytest.mark.parametrize(
@@ -96,6 +101,48 @@ def test_head_initialisation() -> None:
     assert not torch.equal(
         network.get_parameter("heads.plain.weight"), network.get_parameter("heads.reweighted.weight")
     )
+
+
+# cosine heads
+
+
+def cosine(scale: float = 30.0) -> CosineHead:
+    torch.manual_seed(0)
+    model = Model(backbone=Component("tiny"), head="cosine", cosine_scale=scale, bias=True)
+    head = build_network(model, ("plain",), 10).heads["plain"]
+    assert isinstance(head, CosineHead)
+    assert list(head.state_dict()) == ["weight"]
+    return head
+
+
+def test_cosine_head_is_its_formula() -> None:
+    head, features = cosine(), torch.randn(6, 64) * torch.logspace(-6, 6, 6)[:, None]
+    weights = head.weight.double()
+    cosines = (features.double() @ weights.T) / (features.double().norm(dim=1)[:, None] * weights.norm(dim=1))
+    torch.testing.assert_close(head(features).double(), 30 * cosines, rtol=1e-5, atol=1e-5)
+    assert torch.autograd.gradcheck(head.double(), (features[2:4].double().requires_grad_(),))
+
+
+def test_cosine_head_stays_in_fp32_under_autocast() -> None:
+    head, features = cosine(), torch.randn(6, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(head(features), cosine()(features))
+        assert head(features.bfloat16()).dtype == torch.float32
+
+
+def test_cosine_head_of_a_zero_feature() -> None:
+    features = torch.randn(3, 64)
+    features[1] = 0
+    features.requires_grad_()
+    head = cosine()
+    logits = head(features)
+    nn.functional.cross_entropy(logits, torch.tensor([1, 2, 3])).backward()
+    assert logits[1].eq(0).all()
+    assert features.grad is not None
+    assert head.weight.grad is not None
+    assert features.grad[1].eq(0).all()
+    assert features.grad[0].any()
+    assert head.weight.grad.isfinite().all()
 
 
 def test_backbone_initialisation() -> None:

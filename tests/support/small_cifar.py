@@ -17,7 +17,7 @@ data:
   crop: padded
 model:
   backbone: {{name: resnet32, width: 4}}
-  batch_norm: per_rank
+  batch_norm: ghost
   ghost_size: 8
 method: hrdc
 optim:
