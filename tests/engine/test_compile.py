@@ -21,8 +21,8 @@ from hrdc_hpc.engine.training_loss import TrainingLoss, whole
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_metrics
 
-from ranks import Ranks
-from runs import make_run
+from ranks import Ranks, StopWhen
+from runs import differing, final_state, learnt, make_run
 from steps import Small, alone, config_of, losses_of, parts_of, small_step
 
 pytestmark = pytest.mark.timeout(600)
@@ -86,19 +86,29 @@ def test_gradients_of_one_compiled_step_against_float64(method: str, single: Pro
 
 
 @pytest.mark.slow
+@pytest.mark.dali
 def test_compiled_on_two_ranks(tmp_path: Path, digits: Path) -> None:
-    """DDP cuts the compiled graph at its buckets; a resumed run compiles again and goes on bit for bit."""
-    losses = {}
-    for name, setting in (("eager", "false"), ("compiled", "true")):
-        run = make_run(
-            tmp_path, digits, name, f"compute.compile={setting}", "optim.epochs=1", "optim.warmup_epochs=0",
-            "model.backbone={name: tiny, width: 2}",
+    """DDP cuts the compiled graph at its buckets; a run that was stopped compiles again and goes on bit for bit."""
+
+    def make(name: str, compiled: bool) -> Path:
+        return make_run(
+            tmp_path, digits, name, f"compute.compile={str(compiled).lower()}", "optim.epochs=1",
+            "optim.warmup_epochs=0", "model.backbone={name: tiny, width: 2}",
         )  # fmt: skip
+
+    eager, compiled, stopped = make("eager", False), make("compiled", True), make("stopped", True)
+    for run in (eager, compiled):
         Ranks(run, 2).finish(timeout_s=400)
-        records = read_metrics(RunFolder(run))
-        losses[name] = [r["loss"] for r in records if r["kind"] == "train"]
-        assert next(r for r in records if r["kind"] == "start")["compiled"] is (setting == "true")
-    assert losses["compiled"] == pytest.approx(losses["eager"], rel=1e-3)
+    Ranks(stopped, 2, stop=StopWhen(stopped / "config.yaml")).finish(timeout_s=400)  # the file is there: at once
+    assert RunFolder(stopped).state() == "started"
+    Ranks(stopped, 2).finish(timeout_s=400)
+
+    starts = [next(r for r in read_metrics(RunFolder(run)) if r["kind"] == "start") for run in (eager, compiled)]
+    assert [start["compiled"] for start in starts] == [False, True]
+    curves = [[r["loss"] for r in learnt(run) if r["kind"] == "train"] for run in (eager, compiled)]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+    assert differing(final_state(compiled), final_state(stopped)) == []
+    assert learnt(compiled) == learnt(stopped)
 
 
 def test_where_the_compiler_does_not_work(
