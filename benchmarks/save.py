@@ -122,7 +122,8 @@ def measure(state: dict[str, Any], folder: Path, rounds: int) -> Seconds:
     for number in range(rounds + 1):
         for turn in turns[number % 3 :] + turns[: number % 3]:
             turn()
-        sys.stderr.write(f"round {number} of {rounds}\n")
+        latest = ", ".join(f"{kind} {values[-1]:.3f}" for kind, values in seconds.items())
+        sys.stderr.write(f"round {number} of {rounds}, s: {latest}\n")
     for saver in savers.values():
         saver.close()
     return seconds
