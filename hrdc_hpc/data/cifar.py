@@ -5,12 +5,22 @@ each class the first n_k images in the order of the files are taken, so that the
 part of that of a smaller one. The test split is whole: 10,000 images, balanced.
 
 Instead of the python files a folder may hold a part of them in one file, `cifar10_part.npz`, as
-benchmarks/cifar_part.py makes it for machines without a network.
+benchmarks/cifar_part.py makes it for machines without a network. It holds `class_names` and of each split
+
+    <split>_labels   uint8 [N]
+    <split>_strips   uint8, lossless WebP files end to end, each a column of some images: half the size of zlib's
+    <split>_ends     int64, the byte after each strip
+    <split>_hash     blake2b, 16 bytes, of the pixels
+
+Axis legend: N images, H height, W width, C channels.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +53,8 @@ class Cifar:
         return f"{self.name}_part.npz"
 
 
+SIDE = 32
+"""Pixels."""
 CIFAR10 = Cifar("cifar10", "cifar-10-batches-py", 10, 5000, "CIFAR10")
 CIFAR100 = Cifar("cifar100", "cifar-100-python", 100, 500, "CIFAR100")
 
@@ -75,7 +87,7 @@ def open_cifar(cifar: Cifar, root: Path, imbalance: float, split: Split) -> Pixe
     from hrdc_hpc.data.pixels import PixelArray
 
     preflight(cifar, root, imbalance)
-    reader = _python_files if (root / cifar.folder).is_dir() else _part
+    reader = _python_files if (root / cifar.folder).is_dir() else read_part
     images_NHWC, labels_N, names = reader(cifar, root, split)
     whole = PixelArray(root, split, tuple(names), images_NHWC, labels_N)
     if split != "train":
@@ -114,9 +126,36 @@ def _python_files(cifar: Cifar, root: Path, split: Split) -> tuple[NDArray[np.ui
     return data.data, np.asarray(data.targets, np.int64), [str(name) for name in data.classes]
 
 
-def _part(cifar: Cifar, root: Path, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
+def read_part(cifar: Cifar, root: Path, split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
+    """Decode a part; the hash over its pixels tells damage, and a decoder that is not exact."""
     import numpy as np
 
-    with np.load(root / cifar.part, allow_pickle=False) as arrays:
-        names = [str(name) for name in arrays["class_names"]]
-        return arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64), names
+    path = root / cifar.part
+    try:
+        # opened here: numpy leaves the file open where it is no archive
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            names = [str(name) for name in arrays["class_names"]]
+            labels_N = arrays[f"{split}_labels"].astype(np.int64)
+            strips, ends = arrays[f"{split}_strips"], arrays[f"{split}_ends"]
+            written = arrays[f"{split}_hash"].tobytes()
+        pieces = zip([0, *ends[:-1]], ends, strict=True)
+        images_NHWC = np.concatenate([_strip(strips[start:end].tobytes()) for start, end in pieces])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); make it anew with benchmarks/cifar_part.py") from error
+    if pixel_hash(images_NHWC) != written or len(labels_N) != len(images_NHWC):
+        raise ValueError(f"{path}: other pixels than were written; make it anew with benchmarks/cifar_part.py")
+    return images_NHWC, labels_N, names
+
+
+def _strip(webp: bytes) -> NDArray[np.uint8]:
+    """Decode a column of images, uint8 [N, 32, 32, 3]."""
+    import numpy as np
+    from PIL import Image
+
+    column = np.asarray(Image.open(io.BytesIO(webp), formats=["WEBP"]).convert("RGB"))
+    return column.reshape(-1, SIDE, SIDE, 3)
+
+
+def pixel_hash(images_NHWC: NDArray[np.uint8]) -> bytes:
+    """Hash of a split's pixels, 16 bytes."""
+    return hashlib.blake2b(images_NHWC.tobytes(), digest_size=16).digest()

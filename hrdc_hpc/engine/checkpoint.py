@@ -6,8 +6,13 @@ before, and at most a `.tmp-` folder that the next holder of the lease sweeps aw
 
 A whole checkpoint is never replaced. Where one of the same step is there already (the run was rolled back and came to
 this step again, or was told to stop right after a save), it is kept and the new one is dropped: a run is a function of
-its config, so both lead to the same end, and no rename replaces a folder with something in it atomically. Anything
-else in that place is set aside.
+its config, so both lead to the same end, and no rename replaces a folder with something in it atomically. Only the best
+evaluation that it names may be another now (the run was told to stop before it had evaluated this step): the manifest
+is replaced then, in one rename. Anything else in that place is set aside.
+
+The checkpoint of the best evaluation is kept beside the last ones. Which step that is stands in every manifest, so the
+newest one knows it after any kill; the one that was best before is deleted only once a checkpoint that names the new
+one is committed.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +34,13 @@ import torch
 from hrdc_hpc.engine.checkpoint_files import (
     MANIFEST,
     STATE,
+    Best,
     Damaged,
     HashedFile,
     Manifest,
+    amend,
+    best_step,
+    better,
     folder_name,
     list_checkpoints,
     look,
@@ -42,12 +51,14 @@ from hrdc_hpc.engine.checkpoint_files import (
     set_aside,
     step_of,
     verify,
+    with_best,
 )
 from hrdc_hpc.engine.checkpoint_state import HostCopies, on_host, tensor_bytes
 from hrdc_hpc.record.files import TEMPORARY, fsync_folder
 
 __all__ = [
-    "Found", "Saved", "Saver", "latest", "list_checkpoints", "load", "look", "problem", "save", "step_of", "sweep",
+    "Best", "Found", "Saved", "Saver", "best_step", "better", "latest", "list_checkpoints", "load", "look", "problem",
+    "save", "step_of", "sweep",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -67,6 +78,16 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay."""
+
+    last: int
+    """So many of the newest."""
+    step: int | None = None
+    """And the one of this step."""
+
+
+@dataclass(frozen=True)
 class Found:
     """A checkpoint that was verified."""
 
@@ -77,16 +98,17 @@ class Found:
 
 def save(
     folder: Path, step: int, state: dict[str, Any], about: Mapping[str, Any], *, lease_check: Callable[[], None],
-    keep_last: int,
+    keep_last: int, best: Best | None = None, keep_best: bool = False,
 ) -> Saved:  # fmt: skip
-    """Commit `state` as the checkpoint of `step`, then delete all but the last `keep_last`.
+    """Commit `state` as the checkpoint of `step`, then delete all but the last `keep_last` and, if so told, the best.
 
     `about` (config, data fingerprint, world size; plain JSON) stands in the manifest. `lease_check` is called before
     the rename and before anything is deleted; what it raises comes through, and nothing was changed. Raises TypeError
     for a state that could not be loaded without running code, RuntimeError if the disk is full or fails: the
     checkpoints from before are untouched then.
     """
-    return _commit(folder, step, on_host(state), plain_about(about), lease_check, keep_last)
+    kept = Retention(keep_last, best.step if best and keep_best else None)
+    return _commit(folder, step, on_host(state), with_best(plain_about(about), best), lease_check, kept)
 
 
 class Saver:
@@ -99,12 +121,13 @@ class Saver:
 
     def __init__(
         self, folder: Path, *, asynchronous: bool, keep_last: int, lease_check: Callable[[], None],
-        on_saved: Callable[[Saved], None] | None = None,
+        keep_best: bool = False, on_saved: Callable[[Saved], None] | None = None,
     ) -> None:  # fmt: skip
         self.last: Saved | None = None
         """The last checkpoint that was committed."""
         self._folder = folder
         self._keep_last = keep_last
+        self._keep_best = keep_best
         self._lease_check = lease_check
         self._on_saved = on_saved
         self._copies = HostCopies()
@@ -112,15 +135,21 @@ class Saver:
         self._writer = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._under_way: Future[None] | None = None
 
-    def save(self, step: int, state: dict[str, Any], about: Mapping[str, Any]) -> float:
-        """Save; return the seconds for which the caller was held up. `state` may change as soon as it returns."""
+    def save(
+        self, step: int, state: dict[str, Any], about: Mapping[str, Any], *, best: Best | None = None
+    ) -> float:  # fmt: skip
+        """Save; return the seconds for which the caller was held up. `state` may change as soon as it returns.
+
+        `best` is the best evaluation up to this step; its checkpoint stays where `keep_best` says so.
+        """
         start = time.perf_counter()
         self.wait()
-        told = plain_about(about)
+        told = with_best(plain_about(about), best)
+        kept = Retention(self._keep_last, best.step if best and self._keep_best else None)
         if self._writer is None:
-            self._write(step, on_host(state), told)
+            self._write(step, on_host(state), told, kept)
         else:
-            self._under_way = self._writer.submit(self._write, step, self._copies.take(state), told)
+            self._under_way = self._writer.submit(self._write, step, self._copies.take(state), told, kept)
         return time.perf_counter() - start
 
     def wait(self) -> None:
@@ -140,8 +169,8 @@ class Saver:
             if self._writer is not None:
                 self._writer.shutdown()
 
-    def _write(self, step: int, state: dict[str, Any], about: dict[str, Any]) -> None:
-        self.last = _commit(self._folder, step, state, about, self._lease_check, self._keep_last)
+    def _write(self, step: int, state: dict[str, Any], about: dict[str, Any], kept: Retention) -> None:
+        self.last = _commit(self._folder, step, state, about, self._lease_check, kept)
         if self._on_saved is not None:
             self._on_saved(self.last)
 
@@ -198,23 +227,24 @@ def sweep(folder: Path) -> None:
 
 def _commit(
     folder: Path, step: int, state: dict[str, Any], about: dict[str, Any], lease_check: Callable[[], None],
-    keep_last: int,
+    retention: Retention,
 ) -> Saved:  # fmt: skip
-    assert keep_last >= 1, f"keep_last {keep_last}"
+    assert retention.last >= 1, retention
     start = time.perf_counter()
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         fsync_folder(folder.parent)
     final = folder / folder_name(step)
-    if (kept := _whole_there(final)) is not None:
-        lease_check()
-        return Saved(final, step, kept.bytes, time.perf_counter() - start)
+    kept = _whole_there(final)
     aside = folder / f"{TEMPORARY}{final.name}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        manifest = _write(aside, step, state, about)
+        manifest = kept or _write(aside, step, state, about)
         lease_check()
-        _move_in(aside, final)
-        fsync_folder(folder)
+        if kept is None:
+            _move_in(aside, final)
+            fsync_folder(folder)
+        elif (best := Best.of(about)) and best != Best.of(kept.about):
+            amend(final, replace(kept, about=with_best(kept.about, best)))
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         lease_check()  # whoever has the lease now may have swept our folder away
@@ -222,7 +252,7 @@ def _commit(
     finally:
         shutil.rmtree(aside, ignore_errors=True)  # gone already, if all went well
     seconds = time.perf_counter() - start
-    _delete_old(folder, final, lease_check, keep_last)
+    _delete_old(folder, final, lease_check, retention)
     return Saved(final, step, manifest.bytes, seconds)
 
 
@@ -264,10 +294,10 @@ def _whole_there(path: Path) -> Manifest | None:
         return None
 
 
-def _delete_old(folder: Path, saved: Path, lease_check: Callable[[], None], keep_last: int) -> None:
-    """Delete all but the last `keep_last` that look whole, never the one just saved; leave alone what does not."""
+def _delete_old(folder: Path, saved: Path, lease_check: Callable[[], None], retention: Retention) -> None:
+    """Delete what looks whole and is not to stay, never the one just saved; leave alone what does not look whole."""
     whole = _looking_whole(folder)
-    old = [path for path in whole[:-keep_last] if path != saved]
+    old = [path for path in whole[: -retention.last] if path != saved and step_of(path) != retention.step]
     if not old:
         return
     lease_check()

@@ -20,18 +20,19 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from hrdc_hpc.record.files import fsync_folder
+from hrdc_hpc.record.files import fsync_folder, write_text_durably
 
 FORMAT = 1
 STATE = "state.pt"
 MANIFEST = "manifest.json"
 
+_BEST = "best"
 _CHECKSUM = "xxh3_128"
 _CHUNK = 1 << 22
 
@@ -53,6 +54,53 @@ class Manifest:
     def bytes(self) -> int:
         """Size of all files but the manifest."""
         return sum(size for size, _ in self.files.values())
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far; `about["best"]` of a checkpoint, in a run that has a holdout."""
+
+    step: int
+    accuracy: float
+    """Of the live weights' primary prediction on the held out images, a share of 1."""
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> Best | None:
+        """Read it from what a checkpoint says of itself; None if there is none, as in those of older versions."""
+        told = about.get(_BEST)
+        return cls(told["step"], told["accuracy"]) if told else None
+
+
+def better(best: Best | None, step: int, accuracy: float | None) -> Best | None:
+    """Return the better one of the best so far and the evaluation after `step` steps; of equal ones the earlier."""
+    if accuracy is None or (best and best.accuracy >= accuracy):
+        return best
+    return Best(step, accuracy)
+
+
+def with_best(about: dict[str, Any], best: Best | None) -> dict[str, Any]:
+    """Return `about` with the best evaluation in it; as it is without one."""
+    return {**about, _BEST: asdict(best)} if best else about
+
+
+def best_step(folder: Path) -> int:
+    """Return the step of the best evaluation, as the newest checkpoint whose manifest is sound tells it.
+
+    Nothing but manifests is read: whether the checkpoint of that step is there and whole is for the caller to see.
+    Raises ValueError if no checkpoint tells of a best one.
+    """
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            about = look(path).about
+        except Damaged:
+            continue
+        if best := Best.of(about):
+            return best.step
+        raise ValueError(
+            f"{folder}: {path.name} names no best evaluation; there is one only in a run with data.holdout, after its"
+            " first evaluation. Give the number of a step"
+        )
+    raise ValueError(f"{folder}: no checkpoint there, so no best one")
 
 
 def folder_name(step: int) -> str:
@@ -132,6 +180,11 @@ def render(manifest: Manifest) -> bytes:
     """Return the content of manifest.json."""
     files = {name: {"bytes": size, _CHECKSUM: checksum} for name, (size, checksum) in manifest.files.items()}
     return _sealed({"format": FORMAT, "step": manifest.step, "files": files, "about": manifest.about})
+
+
+def amend(path: Path, manifest: Manifest) -> None:
+    """Put another manifest in the place of a whole checkpoint's; at any moment one of both is there, whole."""
+    write_text_durably(path / MANIFEST, render(manifest).decode())
 
 
 def plain_about(about: Mapping[str, Any]) -> dict[str, Any]:

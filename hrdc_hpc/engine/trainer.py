@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from hrdc_hpc.data.index import name_some
 from hrdc_hpc.data.plan import samples_digest
 from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.engine.agreement import Agreement
-from hrdc_hpc.engine.checkpoint import Saved, Saver
+from hrdc_hpc.engine.checkpoint import Best, Saved, Saver, better
 from hrdc_hpc.engine.ema import ema_weight
-from hrdc_hpc.engine.evaluation import Interrupted
+from hrdc_hpc.engine.evaluation import Accuracy, Interrupted
 from hrdc_hpc.engine.journal import Journal, Meter, RunJournal, SilentJournal, closing, kept
 from hrdc_hpc.engine.learning_rate import learning_rate
 from hrdc_hpc.engine.parts import Images, Parts, build_parts, open_images, rehearse, step_draws
@@ -121,8 +121,10 @@ class Run:
         self.last_step = self.per_epoch * config.optim.epochs
         self.step = 0
         """Optimizer steps done."""
-        self.evaluated = False
-        """Whether the metrics hold the evaluation that is due at this step."""
+        self.evaluated: Accuracy | None = None
+        """Of the live weights, where the run starts from, if the metrics hold the evaluation of that step."""
+        self.best: Best | None = None
+        """The best evaluation up to this step, the same on every rank; only with data.holdout."""
         self.agreement = Agreement(processes, stop)
         self.meter = Meter(config.optim.global_batch, self.last_step, parts.step.clock)
         self.saver: Saver | None = None
@@ -154,6 +156,7 @@ class Run:
                 self.folder.checkpoints,
                 asynchronous=self.config.checkpoint.asynchronous,
                 keep_last=self.config.checkpoint.keep_last,
+                keep_best=self.config.checkpoint.keep_best,
                 lease_check=self.lease.check,
                 on_saved=self._saved,
             )
@@ -163,7 +166,8 @@ class Run:
         path, told = found
         refuse_other_run(told, self.config, self.parts.images.fingerprint, self.parts.precision.name)
         self.step = restore(checkpoint.load(path), self.parts.step, self.processes)
-        self.evaluated = self.processes.from_first(self.processes.first and self._evaluation_is_there())
+        self.best = Best.of(told) if told["fingerprint"] == self.parts.images.fingerprint else None
+        self.evaluated = self.processes.from_first(self._evaluation_there() if self.processes.first else None)
         if self.processes.first:
             log.info("resumed from %s (step %d of %d)", path, self.step, self.last_step)
 
@@ -190,13 +194,23 @@ class Run:
         found = checkpoint.latest(self.folder.checkpoints, on_damaged=damaged)
         return (found.path, found.about) if found else None
 
-    def _evaluation_is_there(self) -> bool:
+    def _evaluation_there(self) -> Accuracy | None:
         wanted = {"eval", "eval_ema"} if self.parts.step.ema else {"eval"}
-        return wanted <= {record["kind"] for record in read_metrics(self.folder) if record["step"] == self.step}
+        there = {r["kind"]: r for r in read_metrics(self.folder) if r["step"] == self.step}
+        return there["eval"]["accuracy"] if wanted <= there.keys() else None
 
     def _finish_evaluation(self) -> str | None:
-        """Make up for an evaluation that the attempt before was told to leave."""
-        return self._evaluate() if self._evaluation_due(self.step) and not self.evaluated else None
+        """Make up for an evaluation that the attempt before was told to leave; its checkpoint must name a new best."""
+        if not self._evaluation_due(self.step):
+            return None
+        known = self.best
+        if self.evaluated:
+            self._note_best(self.evaluated)
+        elif reason := self._evaluate():
+            return reason
+        if self.best != known:
+            self._save()
+        return None
 
     # the loop
 
@@ -242,7 +256,8 @@ class Run:
         """Evaluate and save where due: in this order, so that a checkpoint implies its evaluation."""
         if self._evaluation_due(done) and (reason := self._evaluate()):
             return reason
-        if done % self.config.checkpoint.every_steps == 0 or done == self.last_step:
+        new_best = self.config.checkpoint.keep_best and self.best is not None and self.best.step == done
+        if done % self.config.checkpoint.every_steps == 0 or done == self.last_step or new_best:
             self._save()
         return None
 
@@ -300,10 +315,11 @@ class Run:
         step, parts = self.step, self.parts
         self.journal.phase("evaluate", "begin", step)
         try:
-            self._evaluate_as("eval", parts.step.buffers.flat)
+            live = self._evaluate_as("eval", parts.step.buffers.flat)
             if parts.step.ema:
                 with parts.step.ema.in_network():
                     self._evaluate_as("eval_ema", parts.step.ema.flat)
+            self._note_best(live)  # once nothing of the evaluation can be interrupted any more
         except Interrupted as told:
             return told.reason
         finally:
@@ -311,7 +327,7 @@ class Run:
             self.meter.restart()
         return None
 
-    def _evaluate_as(self, kind: str, flat: torch.Tensor) -> None:
+    def _evaluate_as(self, kind: str, flat: torch.Tensor) -> Accuracy:
         start = time.perf_counter()
         mean = self.processes.mean(flat.cpu()).to(self.processes.device)
         with self.parts.step.buffers.holding(mean):
@@ -320,6 +336,12 @@ class Run:
         epoch = self.step // self.per_epoch
         primary = self.parts.method.primary
         self.journal.write(kind, self.step, epoch=epoch, primary=primary, accuracy=accuracy, seconds=seconds)
+        return accuracy
+
+    def _note_best(self, live: Accuracy) -> None:
+        """Remember the best evaluation: overall accuracy of the live weights' primary prediction, on the holdout."""
+        if self.config.data.holdout is not None:
+            self.best = better(self.best, self.step, live[self.parts.method.primary]["overall"])
 
     def _save(self) -> None:
         """Hand the state to the saver; metrics up to here are on disk before the checkpoint is."""
@@ -330,7 +352,7 @@ class Run:
             self.journal.sync()
             fingerprint, precision = self.parts.images.fingerprint, self.parts.precision.name
             told = about(self.config, fingerprint, precision, self.processes.world_size)
-            self.journal.write("save", step, stall_s=self.saver.save(step, state, told))
+            self.journal.write("save", step, stall_s=self.saver.save(step, state, told, best=self.best))
         self.meter.restart()
 
     def _saved(self, saved: Saved) -> None:
@@ -360,5 +382,6 @@ class Run:
                 "primary": self.parts.method.primary,
                 "accuracy": last["eval"],
                 "accuracy_ema": last.get("eval_ema"),
+                **({"best": asdict(self.best)} if self.best else {}),
             }
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as reference
 
+from benchmarks import cifar_part
 from hrdc_hpc.config.schema import Data, Holdout
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.data import cifar
@@ -95,20 +97,66 @@ def test_missing_files_say_what_to_unpack(dataset, tmp_path: Path) -> None:
         dataset.preflight(dataset.Options(root=tmp_path))
 
 
-def test_a_part_of_cifar100_in_one_file(tmp_path: Path) -> None:
-    profile = cifar.profile(cifar.CIFAR100, 50)
-    labels = np.repeat(np.arange(100), profile)
-    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), np.uint8)
-    names = np.array([f"kind {c}" for c in range(100)])
-    np.savez(
-        tmp_path / "cifar100_part.npz", class_names=names, train_images=pixels, train_labels=labels.astype(np.uint8),
-        val_images=pixels[:7], val_labels=labels[:7],
+def test_a_part_in_one_file_gives_the_very_splits_of_the_python_files(cifar10: Path, tmp_path: Path) -> None:
+    part = cifar_part.pack(cifar.CIFAR10, cifar10, tmp_path, imbalance=100)
+    assert part.stat().st_size < 38 << 20  # a call to another machine may carry 64 MiB
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar10_part.npz"]
+    for imbalance, split in ((100, "train"), (150, "train"), (100, "val")):
+        one, other = (cifar10_lt.open(cifar10_lt.Options(root=r, imbalance=imbalance), split, "stop") for r in (
+            tmp_path, cifar10,
+        ))  # fmt: skip
+        assert one.fingerprint == other.fingerprint
+        assert np.array_equal(one.images_NHWC, other.images_NHWC)
+    with pytest.raises(ValueError, match=r"images of class 1, 3871 are wanted; raise data\.dataset\.imbalance"):
+        cifar10_lt.open(cifar10_lt.Options(root=tmp_path, imbalance=10), "train", "stop")
+
+
+@pytest.fixture(scope="module")
+def packed_part(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp_path = tmp_path_factory.mktemp("part")
+    random = np.random.default_rng(0)
+    train, test = (
+        PixelArray(
+            tmp_path, split, tuple(f"kind {c}" for c in range(100)),
+            random.integers(0, 256, (len(labels), 4, 4, 3), np.uint8).repeat(8, 1).repeat(8, 2), labels,
+        )
+        for split, labels in (
+            ("train", random.permutation(np.repeat(np.arange(100), cifar.profile(cifar.CIFAR100, 100)))),
+            ("val", np.arange(100)),
+        )
     )  # fmt: skip
-    split = cifar100_lt.open(cifar100_lt.Options(root=tmp_path, imbalance=100), "train", "stop")
-    assert len(split) == 10847
+    return cifar_part.pack_splits(cifar.CIFAR100, train, test, tmp_path)
+
+
+@pytest.fixture
+def part(packed_part: Path, tmp_path: Path) -> Path:
+    """A part of something like CIFAR-100."""
+    return Path(shutil.copy(packed_part, tmp_path))
+
+
+def test_a_part_of_cifar100(part: Path) -> None:
+    split = cifar100_lt.open(cifar100_lt.Options(root=part.parent, imbalance=100), "train", "stop")
+    assert split.counts_C.tolist() == cifar.profile(cifar.CIFAR100, 100)
     assert split.class_names[3] == "kind 3"
-    with pytest.raises(ValueError, match=r"493 training images of class 1, 494 are wanted|images of class 1"):
-        cifar100_lt.open(cifar100_lt.Options(root=tmp_path, imbalance=10), "train", "stop")
+    assert len(cifar100_lt.open(cifar100_lt.Options(root=part.parent), "val", "stop")) == 100
+
+
+@pytest.mark.parametrize("damage", ["cut", "no zip", "other pixels", "format of before"])
+def test_a_damaged_part_is_named(damage: str, part: Path) -> None:
+    with np.load(part) as arrays:
+        content = dict(arrays)
+    if damage == "cut":
+        part.write_bytes(part.read_bytes()[:-50_000])
+    elif damage == "no zip":
+        part.write_bytes(b"")
+    elif damage == "other pixels":  # what a decoder that is not exact would give
+        content["train_hash"] = content["val_hash"]
+        np.savez(part, **content)
+    else:
+        del content["train_strips"]
+        np.savez(part, **content)
+    with pytest.raises(ValueError, match=r"cifar100_part\.npz: .*make it anew with benchmarks/cifar_part\.py"):
+        cifar100_lt.open(cifar100_lt.Options(root=part.parent, imbalance=100), "train", "stop")
 
 
 # the loader
