@@ -14,7 +14,8 @@ Channels = tuple[float, float, float]
 
 
 @lru_cache(maxsize=16)
-def _scale_and_shift(mean: Channels, std: Channels, device: torch.device) -> tuple[Tensor, Tensor]:
+def scale_and_shift(mean: Channels, std: Channels, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what pixels are multiplied by, and what is added then: float32 [1, 3, 1, 1] each."""
     mean_C, std_C = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
     scale, shift = 1 / (255 * std_C), -mean_C / std_C
     return tuple(x.float().view(1, 3, 1, 1).to(device) for x in (scale, shift))  # type: ignore[return-value]  # two of them
@@ -28,7 +29,7 @@ def normalise(
     Capturable in a CUDA graph, and without a host sync, from the second call on (the first puts two constants on the
     device).
     """
-    scale, shift = _scale_and_shift(tuple(mean), tuple(std), images_BHWC.device)
+    scale, shift = scale_and_shift(tuple(mean), tuple(std), images_BHWC.device)
     # a permuted BHWC tensor is a channels_last BCHW tensor: no copy
     images_BCHW = torch.addcmul(shift, images_BHWC.permute(0, 3, 1, 2).float(), scale).to(dtype)
     layout = torch.channels_last if channels_last else torch.contiguous_format
