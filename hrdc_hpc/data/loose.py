@@ -44,7 +44,7 @@ def find(named: Sequence[str]) -> tuple[list[LooseImage], list[BadFile]]:
     paths: list[str] = []
     bad: list[BadFile] = []
     for name in named:
-        if Path(name).is_dir():
+        if os.path.isdir(name):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be entered
             inside, refused = _list(name)
             paths += inside
             bad += refused
