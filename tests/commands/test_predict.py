@@ -97,8 +97,10 @@ def test_what_cannot_be_read_is_named_and_the_others_are_predicted(
         shutil.copy(photo, folder / f"{number}.jpg")
     whole = photos[0].read_bytes()
     (folder / "short.jpg").write_bytes(whole[:-2000])
-    half = len(whole) // 2
-    (folder / "holed.jpg").write_bytes(whole[:half] + b"\0" * (len(whole) - half - 2) + b"\xff\xd9")
+    Image.open(photos[0]).save(folder / "holed.png")
+    holed = (folder / "holed.png").read_bytes()
+    half = len(holed) // 2  # libjpeg would go on behind a hole
+    (folder / "holed.png").write_bytes(holed[:half] + b"\xff" * 40 + holed[half + 40 :])
     (folder / "kind.webp").write_bytes(b"RIFF")
     (folder / "notes.txt").write_text("not an image")
     lines, said = predicted(
@@ -108,7 +110,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_predicted(
     for words in (
         f"{tmp_path}/none.jpg (cannot be read: No such file or directory)",
         "short.jpg (truncated",
-        "holed.jpg (damaged, or not an image)",
+        "holed.png (damaged, or not an image)",
         "kind.webp (this kind of image is not read; allowed: .jpg, .jpeg, .png)",
         f"{empty} (a folder without images (.jpg, .jpeg, .png); the folders in it are not searched)",
         "5 of what was given could not be predicted",
