@@ -1,7 +1,10 @@
-"""Evaluate a checkpoint of a run: `python -m hrdc_hpc.evaluate RUN`.
+"""Evaluate a checkpoint of a run, or let it predict: `python -m hrdc_hpc.evaluate RUN`.
 
 Prints the accuracy of every head and fusion, and writes both heads' logits, the features and the labels of every
 evaluation image below the run's report/ folder, so that fusion weights can be swept without the network.
+
+With --predict IMAGES it prints the classes and probabilities of the given JPEG and PNG files instead, or of those in
+the given folders: decoded, cropped and batched as in the evaluation. The data set need not be there.
 """
 
 from __future__ import annotations
@@ -12,22 +15,30 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from hrdc_hpc.config.load import loads
 from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.engine.trained import Trained, classes_of, network_of, open_checkpoint, run_config
 from hrdc_hpc.record.folder import RunFolder
-from hrdc_hpc.record.table import accuracy_table, print_table
+from hrdc_hpc.record.table import accuracy_table, prediction_table, print_table
 
 if TYPE_CHECKING:
+    from hrdc_hpc.data.classes import ClassInfo
+    from hrdc_hpc.data.index import BadFile
+    from hrdc_hpc.data.loose import LooseImage
     from hrdc_hpc.engine.evaluation import Accuracy
+    from hrdc_hpc.engine.predict import Prediction
+    from hrdc_hpc.engine.processes import Processes
 
 log = logging.getLogger(__name__)
 
 _MARK = "accuracy.json"
 """A folder with this file holds the outputs of an evaluation."""
+_TOP = 5
+"""Classes of an image that the table of predictions shows."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,7 +48,12 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = _Parser(prog="python -m hrdc_hpc.evaluate", description=__doc__, allow_abbrev=False)
+    parser = _Parser(
+        prog="python -m hrdc_hpc.evaluate",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="operational settings, e.g. data.loader.threads=4"
@@ -47,57 +63,68 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="a new folder, or one with earlier outputs (default: RUN/report/step-<n>[-ema])"
     )
-    return parser.parse_intermixed_args(arguments)
+    parser.add_argument(
+        "--predict",
+        nargs="+",
+        metavar="IMAGES",
+        help="image files, or folders of them (not the folders inside), to predict instead; give key=value before it",
+    )
+    parser.add_argument("--json", action="store_true", help="predict: one line of JSON per image, all classes")
+    parser.add_argument(
+        "--top", type=int, metavar="K", help=f"predict: the K likeliest classes of an image (table: {_TOP}; JSON: all)"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    if options.predict and options.out:
+        parser.error("--out is for evaluations; predictions go to standard output")
+    if not options.predict and (options.json or options.top is not None):
+        parser.error("--json and --top go with --predict")
+    if options.top is not None and options.top < 1:
+        parser.error(f"--top: must be at least 1; got {options.top}")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate as the command line says; 0, 78 for what would come again (a mistake, damaged data), 1 for the world."""
+    """Evaluate or predict as the command line says.
+
+    0; 78 for what would come again (a mistake, damaged data); 1 for the world, and if some images were not predicted.
+    """
     options = parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        _evaluate(options)
+        return _predict(options) if options.predict else _evaluate(options)
     except (ValueError, RuntimeError, OSError) as error:
         sys.stderr.write(f"evaluate: {error}\n")
         return 78 if isinstance(error, ValueError) else 1
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    folder, config = run_config(options.run, options.overrides)
+    trained = open_checkpoint(folder, options.step, ema=options.ema)
+    out = (options.out or folder.report / f"step-{trained.step}{'-ema' if options.ema else ''}").absolute()
+    _refuse_strange_folder(out)
+    with _alone(config) as processes:
+        accuracy, primary = _run(config, trained, out, processes)
+    print_table(accuracy_table(accuracy, primary, title=_title(trained)))
+    sys.stdout.write(f"outputs: {out}\n")
     return 0
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    folder = RunFolder(options.run)
-    if not folder.config.is_file():
-        raise ValueError(f"{options.run}: not a run folder, it has no config.yaml; give the path that launch printed")
-    config = loads(folder.config.read_text(), str(folder.config), options.overrides)
-    import hrdc_hpc.engine.checkpoint as checkpoint  # torch is imported only once the arguments are found to be right
+def _title(trained: Trained) -> str:
+    return f"{trained.path} {'(averaged weights)' if trained.ema else ''}"
 
-    path, about = _choose(folder, options.step, checkpoint)
-    name = f"step-{checkpoint.step_of(path)}{'-ema' if options.ema else ''}"
-    out = (options.out or folder.report / name).absolute()
-    _refuse_strange_folder(out)
-    state = checkpoint.load(path)
-    if options.ema and "ema" not in state:
-        raise ValueError(f"{path}: holds no averaged weights; train with optim.ema_decay, or leave out --ema")
+
+@contextmanager
+def _alone(config: RunConfig) -> Iterator[Processes]:
+    """Be the only rank of a job."""
+    from hrdc_hpc.engine.place import Place
+    from hrdc_hpc.engine.processes import open_processes
+
     # one rank's rendezvous is nobody else's business: it needs no place in the run folder
-    with tempfile.TemporaryDirectory() as meeting:
-        accuracy, primary = _run(config, state, about, options.ema, out, Path(meeting) / "meet.json")
-    print_table(accuracy_table(accuracy, primary, title=f"{path} {'(averaged weights)' if options.ema else ''}"))
-    sys.stdout.write(f"outputs: {out}\n")
-
-
-def _choose(folder: RunFolder, step: int | None, checkpoint: Any) -> tuple[Path, dict[str, Any]]:
-    """Return the wanted checkpoint and what it says of its run.
-
-    A damaged one is named but left where it is: an evaluation changes no run.
-    """
-    there = checkpoint.list_checkpoints(folder.checkpoints)
-    wanted = [path for path in there if step is None or checkpoint.step_of(path) == step]
-    for path in reversed(wanted):
-        why = checkpoint.problem(path)
-        if why is None:
-            return path, checkpoint.look(path).about
-        log.warning("%s is damaged: %s", path, why)
-    of_step = "" if step is None else f" of step {step}"
-    names = ", ".join(path.name for path in there) or "none"
-    raise ValueError(f"{folder.checkpoints}: no whole checkpoint{of_step}; there: {names}")
+    with (
+        tempfile.TemporaryDirectory() as meeting,
+        open_processes(Place(0, 1, 0, 1, Path(meeting) / "meet.json"), config.compute) as processes,
+    ):
+        yield processes
 
 
 def _refuse_strange_folder(out: Path) -> None:
@@ -107,36 +134,30 @@ def _refuse_strange_folder(out: Path) -> None:
         raise ValueError(f"--out: {out} is there and holds no outputs of an evaluation; give a new or an empty folder")
 
 
-def _run(
-    config: RunConfig, state: dict[str, Any], about: dict[str, Any], ema: bool, out: Path, meeting: Path
-) -> tuple[Accuracy, str]:
+def _run(config: RunConfig, trained: Trained, out: Path, processes: Processes) -> tuple[Accuracy, str]:
     from hrdc_hpc.engine.evaluation import Evaluator
     from hrdc_hpc.engine.outputs import OutputFiles
-    from hrdc_hpc.engine.parts import build_model, eval_loader, open_images
-    from hrdc_hpc.engine.place import Place
+    from hrdc_hpc.engine.parts import eval_loader, open_images
     from hrdc_hpc.engine.precision import pick_precision
-    from hrdc_hpc.engine.processes import open_processes
-    from hrdc_hpc.engine.state import load_for_evaluation, refuse_other_run
+    from hrdc_hpc.engine.state import refuse_other_run
 
-    with open_processes(Place(0, 1, 0, 1, meeting), config.compute) as processes:
-        images = open_images(config, processes, local_first=True)
-        refuse_other_run(about, config, images.fingerprint, precision=None)
-        network, method = build_model(config, images.classes, processes.device)
-        load_for_evaluation(network, state, ema=ema)
-        precision = pick_precision(config.compute, processes.device)
-        loader = eval_loader(config, images.evaluation, processes)
-        evaluator = Evaluator(network, method, loader, config, images.classes, precision, processes)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
-        try:
-            files = OutputFiles(aside, len(images.evaluation.labels_N))
-            accuracy = evaluator.run(see=files.see)
-            files.close()
-            (aside / "classes.json").write_text(json.dumps(images.classes.names, indent=1))
-            (aside / _MARK).write_text(json.dumps(accuracy, indent=1))
-            _put_in_place(aside, out)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+    images = open_images(config, processes, local_first=True)
+    refuse_other_run(trained.about, config, images.fingerprint, precision=None)
+    network, method = network_of(trained, config, images.classes, processes.device)
+    precision = pick_precision(config.compute, processes.device)
+    loader = eval_loader(config, images.evaluation, processes)
+    evaluator = Evaluator(network, method, loader, config, images.classes, precision, processes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
+    try:
+        files = OutputFiles(aside, len(images.evaluation.labels_N))
+        accuracy = evaluator.run(see=files.see)
+        files.close()
+        (aside / "classes.json").write_text(json.dumps(images.classes.names, indent=1))
+        (aside / _MARK).write_text(json.dumps(accuracy, indent=1))
+        _put_in_place(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return accuracy, method.primary
 
 
@@ -146,6 +167,66 @@ def _put_in_place(aside: Path, out: Path) -> None:
     (out / _MARK).unlink(missing_ok=True)
     for file in sorted(aside.iterdir(), key=lambda file: file.name == _MARK):
         file.replace(out / file.name)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from hrdc_hpc.data.loose import find
+
+    folder, config = run_config(options.run, options.overrides)
+    images, unread = find(options.predict)
+    for bad in unread:
+        _say_bad(bad)
+    unpredicted = len(unread) + (_answer(options, folder, config, images) if images else 0)
+    if unpredicted:
+        sys.stderr.write(f"evaluate: {unpredicted} of what was given could not be predicted, see above\n")
+    return 1 if unpredicted else 0
+
+
+def _say_bad(bad: BadFile) -> None:
+    sys.stderr.write(f"evaluate: not predicted: {bad}\n")
+
+
+def _answer(options: argparse.Namespace, folder: RunFolder, config: RunConfig, images: list[LooseImage]) -> int:
+    """Print the predictions of images; return how many could not be decoded."""
+    from hrdc_hpc.data.loose import refuse_other_sizes
+    from hrdc_hpc.engine.predict import Prediction, is_resident, predict
+    from hrdc_hpc.engine.state import refuse_other_run
+
+    if is_resident(config):
+        refuse_other_sizes(images, config.data.image_size)
+    trained = open_checkpoint(folder, options.step, ema=options.ema)
+    refuse_other_run(trained.about, config, trained.about["fingerprint"], precision=None)
+    classes = classes_of(trained.about, config)
+    bad, rows = 0, []
+    with _alone(config) as processes:
+        network, method = network_of(trained, config, classes, processes.device)
+        for answer in predict(network, method, config, classes, images, processes):
+            if not isinstance(answer, Prediction):
+                bad += 1
+                _say_bad(answer)
+            elif options.json:
+                likeliest = _likeliest(answer, method.primary, classes, options.top)
+                line = {"image": answer.image, "primary": method.primary, "classes": likeliest}
+                sys.stdout.write(json.dumps(line) + "\n")
+            else:
+                rows.append((answer.image, _likeliest(answer, method.primary, classes, options.top or _TOP)))
+    if rows:
+        print_table(prediction_table(rows, method.primary, title=_title(trained)))
+    return bad
+
+
+def _likeliest(answer: Prediction, primary: str, classes: ClassInfo, top: int | None) -> list[dict[str, Any]]:
+    """Describe the `top` classes (None: all) to which the reported prediction gives most, the likeliest first."""
+    order = (-answer.probabilities[primary]).argsort(kind="stable")[:top]
+    return [
+        {
+            "class": classes.names[label],
+            "label": label,
+            "probabilities": {name: float(values[label]) for name, values in answer.probabilities.items()},
+            "logits": {name: float(values[label]) for name, values in answer.logits.items()},
+        }
+        for label in order.tolist()
+    ]
 
 
 if __name__ == "__main__":

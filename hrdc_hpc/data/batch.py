@@ -89,6 +89,11 @@ class EvalBatches(Protocol):
     rounds: int
     """Batches of the rank that has most: all ranks can meet this often."""
 
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Why files were replaced by grey of weight 0 in this rank's batches so far (data.on_bad_image: skip)."""
+        ...
+
     def batches(self) -> Iterator[Batch]:
         """Yield this rank's batches; ranks may have different numbers of them."""
         ...

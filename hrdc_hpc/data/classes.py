@@ -5,7 +5,9 @@ Axis legend: C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,23 @@ class ClassInfo:
     def number(self) -> int:
         """Number of classes."""
         return len(self.names)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, from which `from_json` makes the same again."""
+        return {
+            "names": list(self.names), "counts": self.counts_C.tolist(), "levels": self.levels_C.tolist(),
+            "shots": self.shots_C.tolist(),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Self:
+        """Make it from what `as_json` returned."""
+        return cls(
+            names=tuple(told["names"]),
+            counts_C=np.array(told["counts"], np.int64),
+            levels_C=np.array(told["levels"], np.int8),
+            shots_C=np.array(told["shots"], np.int8),
+        )
 
 
 def group_classes(counts_C: NDArray[np.int64], levels: Levels, where: str) -> NDArray[np.int8]:

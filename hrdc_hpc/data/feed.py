@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hrdc_hpc.data.index import Bytes, Failure, ImageIndex, unusable
+from hrdc_hpc.data.index import BadFile, Bytes, Failure, ImageIndex, unusable
 from hrdc_hpc.data.pipeline import Inputs, pack
 
 READERS = 4
@@ -56,7 +56,7 @@ class Feed:
     encoded_B: list[Bytes] = field(default_factory=list)
     buffer: Bytes | None = None
     """Holds the bytes; nobody may write to it before the batch has come out of DALI."""
-    replaced: dict[int, str] = field(default_factory=dict)
+    replaced: dict[int, BadFile] = field(default_factory=dict)
     """Files that GREY stands in for, by place in the batch."""
 
     @property
@@ -81,9 +81,9 @@ class Feed:
                 {paths[place]: failure for place, failure in bad.items()},
                 "set data.on_bad_image: skip to give them weight 0",
             )
-        for place in bad:
+        for place, failure in bad.items():
             self.put_grey(place)
-        self.replaced |= paths
+            self.replaced[place] = BadFile(paths[place], failure.reason)
 
     def inputs(self) -> Inputs:
         """Return what the pipeline takes."""

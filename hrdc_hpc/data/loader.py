@@ -54,6 +54,8 @@ class _Loader:
         self._running: weakref.ref[Generator[Batch]] | None = None
         self.skipped: Counter[str] = Counter()
         """How often a file was replaced by grey of weight 0 in this rank's batches (data.on_bad_image: skip)."""
+        self.reasons: dict[str, str] = {}
+        """Why, for each of these files."""
 
     def __enter__(self) -> Self:
         return self
@@ -113,7 +115,8 @@ class _Loader:
                     feed = waiting.popleft()
                     buffers.give(feed.buffer)
                     self._top_up(ahead, waiting, at_least=0)
-                    self.skipped.update(feed.replaced.values())
+                    self.skipped.update(bad.name for bad in feed.replaced.values())
+                    self.reasons |= {bad.name: bad.reason for bad in feed.replaced.values()}
                     yield self._to_batch(feed, images)
                     self._top_up(ahead, waiting, at_least=1)
                 ahead.check()

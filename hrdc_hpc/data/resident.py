@@ -66,6 +66,7 @@ class _Resident:
 
     def __init__(self) -> None:
         self.skipped: Mapping[str, int] = {}
+        self.reasons: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
         return self

@@ -101,7 +101,7 @@ class Evaluator:
                 batch = next(batches, None)
                 if batch is None:  # other ranks have one batch more
                     continue
-                outputs = self._outputs(batch)
+                outputs = self.outputs(batch)
                 if see:
                     see(outputs)
                 predictions = self._method.predict(outputs.logits)
@@ -122,7 +122,8 @@ class Evaluator:
         nothing = torch.zeros(1, self._classes.number)
         return list(self._method.predict(dict.fromkeys(self._method.heads, nothing)))
 
-    def _outputs(self, batch: Batch) -> Outputs:
+    def outputs(self, batch: Batch) -> Outputs:
+        """Run the network, which the caller has put into evaluation mode, on one batch."""
         data = self._config.data
         images = normalise(
             batch.images_BHWC,

@@ -9,6 +9,7 @@ import torch
 from hrdc_hpc.config.compare import differences
 from hrdc_hpc.config.load import loads, to_yaml
 from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.data.classes import ClassInfo
 from hrdc_hpc.engine.buffers import FlatBuffers, for_rank
 from hrdc_hpc.engine.processes import Processes
 from hrdc_hpc.engine.step import TrainStep
@@ -90,10 +91,16 @@ def load_for_evaluation(network: Network, state: dict[str, Any], *, ema: bool) -
     FlatBuffers(network).flat.copy_(state["ema_buffers" if ema else "buffers"]["mean"])
 
 
-def about(config: RunConfig, fingerprint: str, precision: str, world_size: int) -> dict[str, Any]:
-    """What a checkpoint says of the run it belongs to; `precision` is what 'auto' stood for."""
+def about(
+    config: RunConfig, fingerprint: str, precision: str, world_size: int, classes: ClassInfo
+) -> dict[str, Any]:  # fmt: skip
+    """What a checkpoint says of the run it belongs to; `precision` is what 'auto' stood for.
+
+    With the classes in it, a network can be built and its answers named where the data set is not.
+    """
     return {
         "config": to_yaml(config), "fingerprint": fingerprint, "precision": precision, "world_size": world_size,
+        "classes": classes.as_json(),
     }  # fmt: skip
 
 

@@ -351,7 +351,7 @@ class Run:
         if self.saver and state is not None:
             self.journal.sync()
             fingerprint, precision = self.parts.images.fingerprint, self.parts.precision.name
-            told = about(self.config, fingerprint, precision, self.processes.world_size)
+            told = about(self.config, fingerprint, precision, self.processes.world_size, self.parts.images.classes)
             self.journal.write("save", step, stall_s=self.saver.save(step, state, told, best=self.best))
         self.meter.restart()
 
