@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from hrdc_hpc.config.schema import RunConfig
     from hrdc_hpc.data.classes import ClassInfo
 
-_NEEDS = {"numpy": "numpy", "yaml": "pyyaml", "pydantic": "pydantic", "torch": "torch", "torchvision": "torchvision",
-          "xxhash": "xxhash"}  # fmt: skip
+_NEEDS = {name: name for name in ("numpy", "pydantic", "torch", "torchvision")} | {"yaml": "pyyaml", "PIL": "pillow"}
 """Modules, and the packages that have them."""
 COLUMNS = ("rung", "images/s", "range", "speed-up", "MFU", "memory", "first step, s", "note")
 CAPTION = (
@@ -156,7 +155,7 @@ def _climb(options: argparse.Namespace, config: RunConfig) -> tuple[dict[str, An
             names = ", ".join(rung.name for rung in ladder)
             raise ValueError(f"--rungs: none begins with {' or '.join(wanted)}; there are {names}")
         length = Length(options.rounds, options.seconds, options.steps)
-        climbed = climb(config, classes, processes, chosen, length, _say)
+        climbed = climb(config, classes, processes, chosen, length, say)
     settings = {
         "cfg": options.cfg,
         "overrides": options.overrides,
@@ -182,7 +181,8 @@ def _classes(wanted: int | None, config: RunConfig) -> ClassInfo:
     return made_up_classes(config, wanted or (10 if dataset.name.startswith(("cifar10_", "digits")) else 1000))
 
 
-def _say(what: str) -> None:
+def say(what: str) -> None:
+    """Tell on standard error what is being done."""
     sys.stderr.write(f"bench: {what}\n")
 
 
@@ -198,8 +198,8 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         number(row["images_per_s"]),
         spread(row["range"]),
         f"{ratio['ratio']:.2f} ({ratio['range'][0]:.2f}-{ratio['range'][1]:.2f})" if ratio else "-",
-        percent(row["mfu"]),
-        percent(row["memory_share"]),
+        percent(row["mfu"]) if "mfu" in row else "-",
+        percent(row["memory_share"]) if "memory_share" in row else "-",
         f"{row['first_s']:.1f}",
         "",
     )

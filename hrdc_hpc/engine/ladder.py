@@ -172,10 +172,12 @@ def climb(
     ladder: Sequence[Rung],
     length: Length,
     say: Callable[[str], None],
+    others: Sequence[Contender] = (),
 ) -> dict[str, Any]:
-    """Measure the rungs in turns; return plain values: the network's work, the device's limits and a row per rung.
+    """Measure the rungs, and other contenders with them, in turns.
 
-    A rung that fails, or that this device cannot have, is a row with the reason.
+    Returns plain values: the network's work, the device's limits and a row for each. What fails, or what this device
+    cannot have, is a row with the reason.
     """
     device = processes.device
     say("counting FLOPs and bytes, measuring memory and arithmetic")
@@ -187,8 +189,8 @@ def climb(
         Contender(rung.name, Steps(configs[rung.name], classes, batch, processes), config.optim.global_batch)
         for rung in able
     ]
-    timings = race(contenders, length, say=lambda what: say(_what_it_costs(what)), between=hand_back_memory)
-    rows = []
+    timings = race([*contenders, *others], length, say=lambda what: say(_what_it_costs(what)), between=hand_back_memory)
+    rows: list[dict[str, Any]] = []
     for rung in ladder:
         if rung.name not in timings:
             rows.append({"name": rung.name, "failed": "not measured: needs an NVIDIA GPU"})
@@ -198,6 +200,9 @@ def climb(
         if "images_per_s" in row:
             row |= _shares(row["images_per_s"], config, configs[rung.name].compute, limits, device)
         rows.append(row)
+    for one in others:
+        timing = timings[one.name]
+        rows.append({"name": one.name, **timing.summary(), "speed_up": paired(timing, timings[able[0].name])})
     precisions = sorted({pick_precision(one.compute, device).name for one in configs.values()})
     return {
         "flops_per_image": limits.flops,
@@ -218,7 +223,8 @@ def _shares(
     precision = pick_precision(compute, device).name
     # what the user says of the peak is meant for the run's own precision
     own = run.compute.peak_tflops if precision == pick_precision(run.compute, device).name else None
-    half, fused = precision != "fp32", bool(compute.compile)
+    half = precision != "fp32"
+    fused = device.type == "cuda" if compute.compile is None else compute.compile  # unset: compiled on a GPU
     return {
         "mfu": limits.mfu(images_per_s, peak_flops(device, precision, own)),
         "memory_share": limits.memory(images_per_s, half=half, fused=fused),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -37,8 +38,8 @@ def number(value: float | None, digits: int = 3) -> str:
     """Return a figure with about `digits` significant digits and no exponent, or '-'."""
     if value is None:
         return "-"
-    whole = len(str(int(abs(value))))
-    return f"{value:,.{max(0, digits - whole)}f}"
+    magnitude = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(0, digits - 1 - magnitude)}f}"
 
 
 def spread(low_high: Sequence[float], digits: int = 3) -> str:
