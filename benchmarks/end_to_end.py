@@ -101,7 +101,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     gpu = torch.cuda.is_available() and "compute.device=cpu" not in options.overrides
     log_every = options.log_every or (100 if gpu else 5)
     config = load(
-        "cifar10_lt.yaml", [f"data.dataset.root={options.root}", f"log.every_steps={log_every}", *options.overrides]
+        "cifar10_lt.yaml",
+        [
+            f"data.dataset.root={options.root}",
+            f"log.every_steps={log_every}",
+            f"cluster.gpus_per_node={int(gpu)}",
+            *options.overrides,
+        ],
     )
     workers = options.workers if options.workers is not None else min(8, torch.get_num_threads())
     taken: dict[str, list[Figures]] = {OURS: [], PLAIN: []}

@@ -2,7 +2,8 @@
 
 By the protocol of the project: the same network, batch, images and optimizer, all contenders in one run, in turns
 (A-B-A-B), the first step of each turn dropped, median and paired ratio with their range. Our rungs use the method `ce`,
-one head, which is what the peers train; a last row has HRDC's two heads. Results go into records/.
+one head, which is what the peers train; one row has HRDC's two heads. With HRDC_PEERS=FOLDER peers' own scripts are
+run, from checkouts of pytorch-image-models, examples and vision in FOLDER. Results go into records/.
 """
 
 from __future__ import annotations

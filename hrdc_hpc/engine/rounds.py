@@ -106,10 +106,12 @@ def _begin(one: Contender, timing: Timing, length: Length) -> None:
     if length.steps is not None:
         timing.steps = length.steps
         return
-    probe = min(_seconds(one, 1) for _ in range(2))
-    # a captured step is so short that two of them say nothing
-    few = max(1, min(50, math.floor(0.1 * length.seconds / max(probe, 1e-6))))
-    timing.steps = max(1, round(length.seconds * few / _seconds(one, few)))
+    per_step = _seconds(one, 1)
+    # a captured step is so short that one of them says nothing
+    few = min(50, math.floor(0.1 * length.seconds / max(per_step, 1e-6)))
+    if few > 1:
+        per_step = _seconds(one, few) / few
+    timing.steps = max(1, round(length.seconds / per_step))
 
 
 def _turn(one: Contender, timing: Timing, length: Length) -> None:
