@@ -17,7 +17,7 @@ unexport PYTHONPATH PYTHONHOME
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-quick lint format constraints clean
+.PHONY: help demo test test-quick lint format bench-cpu bench-gpu constraints clean
 
 help: ## this list
 	@echo "make TARGET    (PYTHON=python3.13 takes another Python for .venv; PYTEST_ARGS='-k kill' goes to pytest)"
@@ -45,6 +45,14 @@ format: .venv/installed-test ## let ruff format the code and mend what it can
 	@$(BIN)/ruff check --fix-only
 	@$(BIN)/ruff format
 
+BENCH_ARGS ?=
+
+bench-cpu: .venv/installed-bench ## our step and our run beside timm's, torchvision's and pytorch/examples': CPU, 9 minutes, writes records/
+	@$(BIN)/python -m benchmarks.suite cpu $(BENCH_ARGS)
+
+bench-gpu: ## the same on one NVIDIA GPU; installs nothing: $(PYTHON) must have torch and what the message names
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.suite gpu $(BENCH_ARGS)
+
 constraints: .venv/bin/python ## write constraints.txt anew; needs python3.11 and python3.13 on the PATH, some minutes
 	@$(BIN)/python .ci/constraints.py
 
@@ -69,3 +77,7 @@ clean: ## remove .venv and what the tools left; runs/ and data/ stay
 	@echo "installing into .venv, with what the tests need (6.5 GB and some minutes the first time: PyTorch with CUDA)"
 	@$(PIP) setuptools wheel && $(PIP) --no-build-isolation -e '.[train,demo,test]'
 	@touch .venv/installed-demo $@
+
+.venv/installed-bench: .venv/installed-test
+	@$(PIP) --no-build-isolation -e '.[bench]'
+	@touch $@

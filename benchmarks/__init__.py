@@ -1,0 +1,1 @@
+"""The programs behind every performance figure; their results are in records/."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hrdc_hpc.config.schema import RunConfig
-from hrdc_hpc.engine.trained import Trained, classes_of, network_of, open_checkpoint, run_config
+from hrdc_hpc.engine.trained import Trained, classes_of, network_of, open_checkpoint, run_config, step_argument
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.table import accuracy_table, prediction_table, print_table
 
@@ -58,7 +58,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="operational settings, e.g. data.loader.threads=4"
     )
-    parser.add_argument("--step", type=int, help="the checkpoint of this step (default: the newest whole one)")
+    parser.add_argument(
+        "--step", type=step_argument, metavar="N|best",
+        help="the checkpoint of step N, or of the best evaluation on data.holdout (default: the newest whole one)",
+    )  # fmt: skip
     parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights")
     parser.add_argument(
         "--out", type=Path, help="a new folder, or one with earlier outputs (default: RUN/report/step-<n>[-ema])"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hrdc_hpc
-from hrdc_hpc.engine.trained import Trained, classes_of, network_of, open_checkpoint, run_config
+from hrdc_hpc.engine.trained import Trained, classes_of, network_of, open_checkpoint, run_config, step_argument
 from hrdc_hpc.record.files import fsync_folder, naming, temporary_beside
 
 if TYPE_CHECKING:
@@ -60,7 +60,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--out", type=Path, required=True, help=f"a new file *{_ENDING}, or an earlier export")
-    parser.add_argument("--step", type=int, help="the checkpoint of this step (default: the newest whole one)")
+    parser.add_argument(
+        "--step", type=step_argument, metavar="N|best",
+        help="the checkpoint of step N, or of the best evaluation on data.holdout (default: the newest whole one)",
+    )  # fmt: skip
     parser.add_argument("--ema", action="store_true", help="export the averaged weights")
     parser.add_argument(
         "--batch", type=_batch, metavar="N|dynamic", help="images of a call (default: dynamic, any number of them)"

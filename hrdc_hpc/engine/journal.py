@@ -160,7 +160,11 @@ def kept(lease: Lease) -> Iterator[Lease]:
 class Meter:
     """Rate, shares of time and time to finish, between two log steps."""
 
-    def __init__(self, images_per_step: int, total_steps: int, clock: StepClock) -> None:
+    def __init__(
+        self, images_per_step: int, total_steps: int, clock: StepClock, *, use_per_image_s: float | None = None
+    ) -> None:
+        """`use_per_image_s` is the time that all devices together take for an image at their peak, if it is known."""
+        self._use_per_image_s = use_per_image_s
         self._images = images_per_step
         self._total = total_steps
         self._clock = clock
@@ -184,7 +188,8 @@ class Meter:
         """Readings since the last restart or read; waits for a GPU.
 
         images_per_s; eta_s; data_wait, compute (forward and backward), communication (what does not overlap with
-        compute) and optimizer as shares of the time, of this rank. What they leave over is the host's other work.
+        compute) and optimizer as shares of the time, of this rank. What they leave over is the host's other work. And
+        mfu, the model FLOPs utilisation, where the peak of the devices is known.
         """
         busy = self._clock.read()
         elapsed = max(time.perf_counter() - self._since, 1e-9)
@@ -195,6 +200,8 @@ class Meter:
             **{name: min(1.0, seconds / elapsed) for name, seconds in busy.items()},
             "eta_s": (self._total - steps_done) * per_step,
         }
+        if self._use_per_image_s is not None:
+            reading["mfu"] = reading["images_per_s"] * self._use_per_image_s
         self.restart()
         return reading
 

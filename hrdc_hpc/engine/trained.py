@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hrdc_hpc.config.load import loads
 from hrdc_hpc.config.schema import RunConfig
@@ -46,8 +46,18 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Run
     return folder, loads(folder.config.read_text(), str(folder.config), overrides)
 
 
-def open_checkpoint(folder: RunFolder, step: int | None, *, ema: bool) -> Trained:
-    """Load the checkpoint of `step`, by default the newest whole one.
+BEST = "best"
+Step = int | Literal["best"] | None
+"""Of a checkpoint: its number, that of the best evaluation on the holdout, or the newest whole one."""
+
+
+def step_argument(text: str) -> int | str:
+    """Read the value of --step; ValueError if it is none."""
+    return BEST if text == BEST else int(text)
+
+
+def open_checkpoint(folder: RunFolder, step: Step, *, ema: bool) -> Trained:
+    """Load the checkpoint of `step`.
 
     A damaged one is named but left where it is: whoever asks a run changes nothing in it. ValueError if there is no
     whole one, or no averaged weights where they are asked for.
@@ -61,9 +71,12 @@ def open_checkpoint(folder: RunFolder, step: int | None, *, ema: bool) -> Traine
     return Trained(path, state["step"], about, state, ema)
 
 
-def _choose(folder: RunFolder, step: int | None) -> tuple[Path, dict[str, Any]]:
+def _choose(folder: RunFolder, step: Step) -> tuple[Path, dict[str, Any]]:
     import hrdc_hpc.engine.checkpoint as checkpoint
+    from hrdc_hpc.engine.checkpoint_files import best_step
 
+    if step == BEST:
+        step = best_step(folder.checkpoints)
     there = checkpoint.list_checkpoints(folder.checkpoints)
     wanted = [path for path in there if step is None or checkpoint.step_of(path) == step]
     for path in reversed(wanted):

@@ -27,6 +27,7 @@ from hrdc_hpc.engine.agreement import Agreement
 from hrdc_hpc.engine.checkpoint import Best, Saved, Saver, better
 from hrdc_hpc.engine.ema import ema_weight
 from hrdc_hpc.engine.evaluation import Accuracy, Interrupted
+from hrdc_hpc.engine.flops import flops_per_image, peak_flops
 from hrdc_hpc.engine.journal import Journal, Meter, RunJournal, SilentJournal, closing, kept
 from hrdc_hpc.engine.learning_rate import learning_rate
 from hrdc_hpc.engine.parts import Images, Parts, build_parts, open_images, rehearse, step_draws
@@ -35,6 +36,7 @@ from hrdc_hpc.engine.processes import Processes, call_off, open_processes
 from hrdc_hpc.engine.profile import Profiler
 from hrdc_hpc.engine.state import about, capture, refuse_other_run, restore
 from hrdc_hpc.engine.step import EMA_WEIGHT, LR
+from hrdc_hpc.models.network import parameters
 from hrdc_hpc.record.attempts import begin_attempt
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import Lease
@@ -126,7 +128,9 @@ class Run:
         self.best: Best | None = None
         """The best evaluation up to this step, the same on every rank; only with data.holdout."""
         self.agreement = Agreement(processes, stop)
-        self.meter = Meter(config.optim.global_batch, self.last_step, parts.step.clock)
+        self.meter = Meter(
+            config.optim.global_batch, self.last_step, parts.step.clock, use_per_image_s=self._use_per_image_s()
+        )
         self.saver: Saver | None = None
 
     def to_the_end(self) -> Outcome:
@@ -171,19 +175,32 @@ class Run:
         if self.processes.first:
             log.info("resumed from %s (step %d of %d)", path, self.step, self.last_step)
 
+    def _use_per_image_s(self) -> float | None:
+        """Seconds that all devices together take for an image at their peak; None where the peak is not known."""
+        compute, device = self.config.compute, self.processes.device
+        peak = peak_flops(device, self.parts.precision.name, compute.peak_tflops)
+        if peak is None:
+            return None
+        try:
+            flops = flops_per_image(self.parts.step.network, self.config.data.image_size)
+        except (RuntimeError, NotImplementedError) as error:  # an operator that torch cannot trace without memory
+            log.warning("the model FLOPs utilisation is not known: the network cannot be traced: %s", error)
+            return None
+        return flops / (peak * self.processes.world_size)
+
     def _say_what_runs(self) -> None:
         """Write down what 'auto' and unset settings came to, and how large the network is."""
         step, processes = self.parts.step, self.processes
-        parameters = sum(weight.numel() for weight in step.network.parameters())
+        number = parameters(step.network)
         settings = {
-            "parameters": parameters, "device": str(processes.device), "precision": self.parts.precision.name,
+            "parameters": number, "device": str(processes.device), "precision": self.parts.precision.name,
             "compiled": step.compiled, "cuda_graph": step.captured, "world_size": processes.world_size,
             "steps_per_epoch": self.per_epoch,
         }  # fmt: skip
         self.journal.write("start", self.step, **settings)
         if processes.first:
             log.info(
-                "%d parameters, %s, %s%s%s", parameters, settings["device"], settings["precision"],
+                "%d parameters, %s, %s%s%s", number, settings["device"], settings["precision"],
                 ", compiled" if step.compiled else "", ", one CUDA graph a step" if step.captured else "",
             )  # fmt: skip
 

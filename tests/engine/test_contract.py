@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hrdc_hpc.config.load import to_yaml
 from hrdc_hpc.config.schema import Compute
 from hrdc_hpc.engine.clock import Mark, StepClock
+from hrdc_hpc.engine.flops import flops_per_image
 from hrdc_hpc.engine.graph import StaticInputs
 from hrdc_hpc.engine.journal import SilentJournal
 from hrdc_hpc.engine.place import NeverStop
@@ -207,3 +208,26 @@ def test_a_trace_of_some_steps(tmp_path: Path, single: Processes) -> None:
     convolutions = [event for event in trace["traceEvents"] if event.get("name") == "aten::convolution"]
     assert len(convolutions) == 2
     assert "aten::convolution" in (tmp_path / "profile" / "attempt-3-steps-2-4.txt").read_text()
+
+
+def test_utilisation_is_the_share_of_the_peak(tmp_path: Path, single: Processes) -> None:
+    """2 FLOPs a multiply-add, backward twice forward but for the images' own gradient; 24 images a step."""
+    config = config_of("compute.peak_tflops=0.001")
+    parts = parts_of(config, single)
+    folder = RunFolder.create(tmp_path / "run", config_text=to_yaml(config), manifest={})
+    never = Profiler(None, folder.profile, 0, single.device)
+    run = Run(folder, config, parts, single, SilentJournal(), None, NeverStop(), never)
+    run._start()
+    run.meter.restart()
+    for step, batch in enumerate(parts.loaders["main"].batches(0, 3)):
+        run._train_step(step, {"main": batch})
+    reading = run.meter.read(3)
+    wanted = reading["images_per_s"] * flops_per_image(parts.step.network, 8) / 1e9
+    assert reading["mfu"] == pytest.approx(wanted)
+    assert {"compute", "communication", "optimizer", "data_wait"} <= set(reading)
+    assert 0.2 < sum(reading[name] for name in ("compute", "communication", "optimizer", "data_wait")) <= 1
+    assert reading["communication"] < 0.01  # one rank
+    unknown = config_of()
+    assert "mfu" not in Run(
+        folder, unknown, parts, single, SilentJournal(), None, NeverStop(), never
+    ).meter.read(3)  # fmt: skip

@@ -38,7 +38,7 @@ log: {{every_steps: 1, tensorboard: false}}
 """12 steps an epoch: batch norm, momentum, an average, three epochs, saves that do not fall on epoch ends."""
 
 _TIMINGS = {
-    "attempt", "time", "images_per_s", "data_wait", "compute", "communication", "optimizer", "eta_s", "seconds",
+    "attempt", "time", "images_per_s", "data_wait", "compute", "communication", "optimizer", "mfu", "eta_s", "seconds",
     "stall_s",
 }  # fmt: skip
 
