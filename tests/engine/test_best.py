@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hrdc_hpc.engine import checkpoint
+from hrdc_hpc.engine.trained import open_checkpoint
 from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
 
@@ -75,6 +76,7 @@ def test_best_is_kept_and_is_the_same_after_kills_and_stops(tmp_path: Path, digi
     summary = RunFolder(straight).summary()
     assert summary is not None
     assert summary["best"] == {"step": step, "accuracy": accuracies[step]}
+    assert [open_checkpoint(RunFolder(straight), s, ema=False).step for s in ("best", None)] == [step, last]
 
     killed = make_run(tmp_path, digits, "killed", *options)
     inside = kill_a_few_times(killed, random.Random(0))
