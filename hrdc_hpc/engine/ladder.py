@@ -129,8 +129,8 @@ def step_scalars(config: RunConfig, method: Method) -> dict[str, float]:
 
 def hand_back_memory() -> None:
     """Let the next contender have the device memory that the last one has finished with."""
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

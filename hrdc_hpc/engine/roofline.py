@@ -127,7 +127,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the median time of one call, of three rounds of about 0.15 s, after one that is not counted."""
+    """Return the median time of one call, of three rounds of about 0.1 s, after one that is not counted."""
 
     def timed(calls: int) -> float:
         synchronize(device)
@@ -138,5 +138,5 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
         return (time.perf_counter() - start) / calls
 
     timed(1)
-    calls = max(1, math.ceil(0.15 / max(timed(1), 1e-6)))
+    calls = max(1, math.ceil(0.1 / max(timed(1), 1e-6)))
     return statistics.median(timed(calls) for _ in range(3))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 
@@ -76,18 +77,18 @@ def race(
     for one in contenders:
         say(f"{one.name}: first steps")
         between()
-        with_reason(timings[one.name], lambda one=one: _begin(one, timings[one.name], length))  # type: ignore[misc]  # mypy cannot infer a lambda's default
+        _with_reason(timings[one.name], partial(_begin, one, timings[one.name], length))
     for number in range(length.rounds):
         for one in contenders:
             timing = timings[one.name]
             if timing.failed is None:
                 say(f"round {number + 1} of {length.rounds}: {one.name}")
                 between()
-                with_reason(timing, lambda one=one, timing=timing: _turn(one, timing, length))  # type: ignore[misc]  # as above
+                _with_reason(timing, partial(_turn, one, timing, length))
     return timings
 
 
-def with_reason(timing: Timing, work: Callable[[], None]) -> None:
+def _with_reason(timing: Timing, work: Callable[[], None]) -> None:
     """Do `work`; keep the reason if it fails: one rung that a machine cannot climb must not cost the others."""
     try:
         work()
@@ -131,11 +132,3 @@ def paired(ours: Timing, other: Timing) -> dict[str, Any] | None:
         return None
     ratios = [a / b for a, b in zip(ours.images_per_s, other.images_per_s, strict=True)]
     return {"ratio": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
-
-
-def with_ratios(timings: Mapping[str, Timing], base: str) -> list[dict[str, Any]]:
-    """Return a plain row for each contender: its name, summary, and `speed_up`, its paired ratio to `base`."""
-    return [
-        {"name": name, **timing.summary(), "speed_up": paired(timing, timings[base])}
-        for name, timing in timings.items()
-    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from hrdc_hpc.engine.rounds import Contender, Length, Timing, paired, race, with_ratios
+from hrdc_hpc.engine.rounds import Contender, Length, Timing, paired, race
 
 
 def test_turns_alternate_and_failures_leave_the_others_running() -> None:
@@ -34,9 +34,7 @@ def test_turns_alternate_and_failures_leave_the_others_running() -> None:
     assert timings["a"].steps == 3
     assert timings["never"].failed == "RuntimeError: never broke"
     assert timings["later"].summary() == {"failed": "RuntimeError: later broke"}
-    rows = with_ratios(timings, "a")
-    assert [row["name"] for row in rows] == ["a", "never", "later"]
-    assert rows[1]["speed_up"] is None
+    assert paired(timings["a"], timings["later"]) is None
 
 
 def test_paired_ratio_is_taken_within_rounds() -> None:
