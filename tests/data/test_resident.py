@@ -97,6 +97,7 @@ def test_missing_files_say_what_to_unpack(dataset, tmp_path: Path) -> None:
         dataset.preflight(dataset.Options(root=tmp_path))
 
 
+@pytest.mark.slow
 def test_a_part_in_one_file_gives_the_very_splits_of_the_python_files(cifar10: Path, tmp_path: Path) -> None:
     part = cifar_part.pack(cifar.CIFAR10, cifar10, tmp_path, imbalance=100)
     assert part.stat().st_size < 38 << 20  # a call to another machine may carry 64 MiB

@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+from hrdc_hpc.config.schema import Model
+from hrdc_hpc.config.types import Component
 from hrdc_hpc.engine.flops import flops_per_image, peak_flops, sheet_peak
 from hrdc_hpc.engine.roofline import bytes_per_image
 from hrdc_hpc.models.backbones import resnet32, resnet50, resnext50_32x4d
-from hrdc_hpc.models.network import Network
+from hrdc_hpc.models.network import Network, build_network
 
 
 def _network(file: ModuleType, heads: int, classes: int) -> Network:
-    backbone = file.build(file.Options())
-    return Network(backbone, [f"head_{number}" for number in range(heads)], classes, bias=True)
+    model = Model(backbone=Component(file.__name__.rpartition(".")[2], file.Options()))
+    return build_network(model, [f"head_{number}" for number in range(heads)], classes)
 
 
 def test_flops_of_known_networks() -> None:
