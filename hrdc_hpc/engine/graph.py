@@ -45,7 +45,8 @@ class CapturedStep:
         RuntimeError (of torch) if something in the step cannot be captured.
         """
         self._inputs = StaticInputs(example)
-        # a side stream: what is cached on the way must not be tied to the stream of the rest
+        # a side stream, the same for both: autograd's nodes, once made, stay on the stream of their first use, and a
+        # capture must not meet one of another stream
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no annotations there
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -53,7 +54,9 @@ class CapturedStep:
                 body(self._inputs.micro)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # around the capture once more: torch leaves the side stream current if the capture fails, and what then ran
+        # there would not wait for the copies that loaders make on the usual one
+        with torch.cuda.stream(side), torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
             body(self._inputs.micro)
 
     def __call__(self, micro: Mapping[str, MicroBatch]) -> None:
@@ -71,10 +74,16 @@ def _tensors(micro: MicroBatch) -> list[Tensor]:
 
 def _like(micro: MicroBatch) -> MicroBatch:
     return MicroBatch(
-        {name: tensor.clone() for name, tensor in micro.pixels.items()},
+        {name: _twin(tensor) for name, tensor in micro.pixels.items()},
         micro.render,
-        micro.labels_B.clone(),
-        micro.valid_B.clone(),
-        micro.class_counts_C.clone(),
-        {name: draw.clone() for name, draw in micro.draws.items()},
+        _twin(micro.labels_B),
+        _twin(micro.valid_B),
+        _twin(micro.class_counts_C),
+        {name: _twin(draw) for name, draw in micro.draws.items()},
     )
+
+
+def _twin(tensor: Tensor) -> Tensor:
+    """Copy with the same strides, also where they leave gaps: for others the compiler would make another program."""
+    twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return twin.copy_(tensor)

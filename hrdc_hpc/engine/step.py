@@ -119,6 +119,8 @@ class TrainStep:
                     f"compute.cuda_graph: the step could not be captured: {error}. Leave compute.cuda_graph unset"
                 ) from error
             log.warning("the step could not be captured as a CUDA graph, and is launched kernel by kernel: %s", error)
+            if self.scaler:  # it may have broken off after unscale_, which twice is an error; its value is put back
+                self.scaler.update(1.0)
         self.captured = self._graph is not None
 
     @contextmanager

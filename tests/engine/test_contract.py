@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,35 @@ def test_inputs_stay_where_they_are(single: Processes) -> None:
         step({"main": batch}, {}, scalars)
         assert torch.equal(step.loss, other.loss)
     assert addresses == [t.data_ptr() for t in (static.micro["main"].labels_B, static.micro["main"].pixels["samples"])]
+    # labels are a column of a table: compiled for these strides, a step would be compiled once more for others
+    assert static.micro["main"].labels_B.stride() == batches[0].labels_B.stride() == (5,)
     assert differing(dict(step.network.state_dict()), dict(other.network.state_dict())) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_capture_that_breaks_off_leaves_no_trace(
+    precision: str, single: Processes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(f"compute.precision={precision}")
+    parts = parts_of(config, single)
+    step, undisturbed = (small_step(config, parts, single) for _ in range(2))
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    def captured(body: Callable[[Any], None], inputs: Any) -> None:
+        body(inputs)
+        with monkeypatch.context() as inside:
+            inside.setattr(step.optimizer, "step", refused)
+            body(inputs)
+
+    monkeypatch.setattr("hrdc_hpc.engine.step.CapturedStep", captured)
+    step._capture = True
+    step.rehearse({"main": parts.loaders["main"].blank()}, {})
+    assert "launched kernel by kernel: operation not permitted" in caplog.text
+    assert not step.captured
+    assert losses_of(step, parts, config, 4) == losses_of(undisturbed, parts, config, 4)
+    assert differing(capture(undisturbed, 4, single), capture(step, 4, single)) == []
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
