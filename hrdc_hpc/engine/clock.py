@@ -24,6 +24,7 @@ class Mark(IntEnum):
     DONE = 3
 
 
+IDLE = "idle"
 _SHARES = {"compute": Mark.GRADIENTS, "communication": Mark.REDUCED, "optimizer": Mark.DONE}
 """What ends at which mark; it begins at the one before."""
 
@@ -37,6 +38,8 @@ class StepClock:
         self._on_gpu = device.type == "cuda"
         self._free: list[torch.cuda.Event] = []
         self._steps: list[dict[Mark, Moment]] = []
+        self._since: Moment | None = None
+        """When it was last read or restarted."""
         self._open: dict[Mark, Moment] | None = None
 
     def mark(self, mark: Mark) -> None:
@@ -55,18 +58,23 @@ class StepClock:
         for step in self._steps:
             self._recycle(step)
         self._steps.clear()
+        self._since = self._now()
 
     def read(self) -> dict[str, float]:
-        """Return seconds of compute, communication and optimizer since the last read; waits for a GPU.
+        """Return seconds of compute, communication, optimizer and idle since the last read; waits for a GPU.
 
-        A step that was replayed as one CUDA graph has no marks inside: all of it counts as compute.
+        Idle is the time between two steps, in which the device had nothing of a step to do. A step that was replayed as
+        one CUDA graph has no marks inside: all of it counts as compute.
         """
-        totals = dict.fromkeys(_SHARES, 0.0)
+        totals = dict.fromkeys([*_SHARES, IDLE], 0.0)
+        done = self._since
         for step in self._steps:
             last = step[Mark.DONE]
             if isinstance(last, torch.cuda.Event):
                 last.synchronize()
             before = step[Mark.BEGIN]
+            totals[IDLE] += _seconds(done, before) if done is not None else 0.0
+            done = last
             inside = [mark for mark in (Mark.GRADIENTS, Mark.REDUCED) if mark in step]
             for name, mark in _SHARES.items():
                 if mark in step and (inside or mark is Mark.DONE):

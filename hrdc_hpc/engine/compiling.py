@@ -24,6 +24,8 @@ def pick_compile(compute: Compute, processes: Processes) -> bool:
     trouble = _trouble(processes.device)
     failing = int(processes.sum(torch.tensor([trouble is not None])).item())
     if failing == 0:
+        if compute.deterministic:
+            _compile_deterministically()
         return True
     text = f"torch.compile does not work on {failing} of {processes.world_size} ranks"
     text += f"; on this one: {trouble}" if trouble else ""
@@ -31,6 +33,14 @@ def pick_compile(compute: Compute, processes: Processes) -> bool:
         raise RuntimeError(f"compute.compile: {text}. It needs a C++ compiler; or set compute.compile=false")
     log.warning("%s. Training goes on without it, and slower.", text)
     return False
+
+
+def _compile_deterministically() -> None:
+    """Keep the compiler from choosing kernels by their speed at the moment, where this version of torch can be told."""
+    from torch._inductor import config
+
+    if hasattr(config, "deterministic"):
+        config.deterministic = True
 
 
 def _trouble(device: torch.device) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from hrdc_hpc.engine.clock import StepClock
+from hrdc_hpc.engine.clock import IDLE, StepClock
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import Lease, LeaseLost
 from hrdc_hpc.record.metrics import MetricsWriter
@@ -188,15 +188,17 @@ class Meter:
         """Readings since the last restart or read; waits for a GPU.
 
         images_per_s; eta_s; data_wait, compute (forward and backward), communication (what does not overlap with
-        compute) and optimizer as shares of the time, of this rank. What they leave over is the host's other work. And
-        mfu, the model FLOPs utilisation, where the peak of the devices is known.
+        compute) and optimizer as shares of the time, of this rank. What they leave over is the host's other work. Data
+        wait counts where the device is idle meanwhile: a host that is ahead of its GPU may wait for free. And mfu, the
+        model FLOPs utilisation, where the peak of the devices is known.
         """
         busy = self._clock.read()
+        waited = min(self._waited, busy.pop(IDLE))
         elapsed = max(time.perf_counter() - self._since, 1e-9)
         per_step = elapsed / max(1, self._steps)
         reading = {
             "images_per_s": self._images / per_step,
-            "data_wait": min(1.0, self._waited / elapsed),
+            "data_wait": min(1.0, waited / elapsed),
             **{name: min(1.0, seconds / elapsed) for name, seconds in busy.items()},
             "eta_s": (self._total - steps_done) * per_step,
         }

@@ -93,7 +93,7 @@ def build_model(config: RunConfig, classes: ClassInfo, device: torch.device) -> 
     """Network and method on the device; the initial weights depend on the seed alone."""
     method: Method = registry.build(_METHODS, config.method, classes, device)
     torch.manual_seed(config.seed)
-    network = build_network(config.model, method.heads, classes.number, device)
+    network = build_network(config.model, method.heads, classes.number)
     layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
     # made on the CPU and then moved: the same weights on any device
     return network.to(device=device, memory_format=layout), method  # type: ignore[call-overload]  # torch's stub has no memory_format beside device

@@ -130,6 +130,7 @@ def open_processes(place: Place, compute: Compute, *, gpus_per_node: int = 0) ->
     cores = cores_of(place)
     torch.set_num_threads(compute.threads or cores)
     torch.use_deterministic_algorithms(compute.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module that acts as an object
     torch.backends.cudnn.benchmark = device.type == "cuda" and not compute.deterministic
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -47,9 +47,15 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """End a trace under way and write what there is."""
+        """End a trace under way and write what there is. Failing is told, and stops no training."""
         if self._trace is None:
             return
+        try:
+            self._finish()
+        except (OSError, RuntimeError) as error:  # it may be called because something else went wrong
+            log.warning("could not write the trace of steps %d to %d: %s", self._first, self._last, error)
+
+    def _finish(self) -> None:
         trace, self._trace = self._trace, None
         if self._on_gpu:
             torch.cuda.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from hrdc_hpc.engine.buffers import FlatBuffers, for_rank
 from hrdc_hpc.engine.processes import Processes
 from hrdc_hpc.engine.step import TrainStep
 from hrdc_hpc.models.network import Network
+
+log = logging.getLogger(__name__)
 
 
 def capture(train_step: TrainStep, step: int, processes: Processes) -> dict[str, Any] | None:
@@ -92,15 +95,16 @@ def load_for_evaluation(network: Network, state: dict[str, Any], *, ema: bool) -
 
 
 def about(
-    config: RunConfig, fingerprint: str, precision: str, world_size: int, classes: ClassInfo
+    config: RunConfig, fingerprint: str, precision: str, world_size: int, classes: ClassInfo,
+    execution: dict[str, bool],
 ) -> dict[str, Any]:  # fmt: skip
-    """What a checkpoint says of the run it belongs to; `precision` is what 'auto' stood for.
+    """What a checkpoint says of the run it belongs to; `precision` and `execution` are what unset fields stood for.
 
     With the classes in it, a network can be built and its answers named where the data set is not.
     """
     return {
         "config": to_yaml(config), "fingerprint": fingerprint, "precision": precision, "world_size": world_size,
-        "classes": classes.as_json(),
+        "classes": classes.as_json(), "execution": execution,
     }  # fmt: skip
 
 
@@ -123,3 +127,27 @@ def refuse_other_run(saved: dict[str, Any], config: RunConfig, fingerprint: str,
             "the checkpoint was made by a run that learns something else:\n" + "\n".join(lines) + "\n"
             "Give the new run another name, set these back, or go on all the same with checkpoint.accept_changes=true."
         )
+
+
+def compare_execution(saved: dict[str, Any], config: RunConfig, execution: dict[str, bool]) -> None:
+    """Warn if steps are compiled or captured now and were not before, or the other way round.
+
+    Left unset, both depend on the node: one may lack a compiler. ValueError with compute.deterministic, which promises
+    the same bits.
+    """
+    old = saved.get("execution") or execution
+    changed = [
+        f"compute.{_FIELDS[name]}={str(old[name]).lower()}" for name in execution if old[name] != execution[name]
+    ]
+    if not changed:
+        return
+    text = f"steps are not carried out as before the checkpoint was made (then: {', '.join(changed)})"
+    if config.compute.deterministic and not config.checkpoint.accept_changes:
+        raise ValueError(
+            f"{text}; compute.deterministic promises the same bits. Start again on a node like the first, or set"
+            " checkpoint.accept_changes=true"
+        )
+    log.warning("%s: losses may differ from those of an undisturbed run in the last bits", text)
+
+
+_FIELDS = {"compiled": "compile", "cuda_graph": "cuda_graph"}

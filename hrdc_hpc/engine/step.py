@@ -55,6 +55,8 @@ class TrainStep:
         self.buffers = FlatBuffers(network)
         self.ema = Ema(network, self.buffers) if config.optim.ema_decay is not None else None
         self.scaler = precision.scaler()
+        if self.scaler:
+            self.scaler.scale(torch.zeros((), device=device))  # makes its tensors, which otherwise the first step does
         self.clock = StepClock(device)
         self.compiled = pick_compile(compute, processes)
         self.captured = False
@@ -89,6 +91,11 @@ class TrainStep:
         ddp.register_comm_hook(None, adding_up(number_format, self.clock))
         return ddp
 
+    @property
+    def execution(self) -> dict[str, bool]:
+        """How the step is carried out; another way of it may differ in the last bits."""
+        return {"compiled": self.compiled, "cuda_graph": self.captured}
+
     def momenta(self) -> dict[str, Tensor]:
         """Momentum by parameter name, the optimizer's own tensors: a resume copies into them."""
         return momenta(self.network, self.optimizer)
@@ -104,10 +111,10 @@ class TrainStep:
         """
         inputs = self._inputs(batches, draws)
         with self._everything_kept():
-            for _ in range(2):
-                self._forward_backward(inputs)
-            if self._capture:
+            if self._capture:  # on a stream of its own: nothing of the graph may have run on another one before
                 self._try_to_capture(inputs)
+            for _ in range(0 if self._graph else 2):
+                self._forward_backward(inputs)
         self._clear_gradients()
 
     def _try_to_capture(self, inputs: Mapping[str, MicroBatch]) -> None:

@@ -34,7 +34,7 @@ from hrdc_hpc.engine.parts import Images, Parts, build_parts, open_images, rehea
 from hrdc_hpc.engine.place import Place, Stop
 from hrdc_hpc.engine.processes import Processes, call_off, open_processes
 from hrdc_hpc.engine.profile import Profiler
-from hrdc_hpc.engine.state import about, capture, refuse_other_run, restore
+from hrdc_hpc.engine.state import about, capture, compare_execution, refuse_other_run, restore
 from hrdc_hpc.engine.step import EMA_WEIGHT, LR
 from hrdc_hpc.models.network import parameters
 from hrdc_hpc.record.attempts import begin_attempt
@@ -169,6 +169,7 @@ class Run:
             return
         path, told = found
         refuse_other_run(told, self.config, self.parts.images.fingerprint, self.parts.precision.name)
+        compare_execution(told, self.config, self.parts.step.execution)
         self.step = restore(checkpoint.load(path), self.parts.step, self.processes)
         self.best = Best.of(told) if told["fingerprint"] == self.parts.images.fingerprint else None
         self.evaluated = self.processes.from_first(self._evaluation_there() if self.processes.first else None)
@@ -194,7 +195,7 @@ class Run:
         number = parameters(step.network)
         settings = {
             "parameters": number, "device": str(processes.device), "precision": self.parts.precision.name,
-            "compiled": step.compiled, "cuda_graph": step.captured, "world_size": processes.world_size,
+            **step.execution, "world_size": processes.world_size,
             "steps_per_epoch": self.per_epoch,
         }  # fmt: skip
         self.journal.write("start", self.step, **settings)
@@ -368,7 +369,8 @@ class Run:
         if self.saver and state is not None:
             self.journal.sync()
             fingerprint, precision = self.parts.images.fingerprint, self.parts.precision.name
-            told = about(self.config, fingerprint, precision, self.processes.world_size, self.parts.images.classes)
+            classes, execution = self.parts.images.classes, self.parts.step.execution
+            told = about(self.config, fingerprint, precision, self.processes.world_size, classes, execution)
             self.journal.write("save", step, stall_s=self.saver.save(step, state, told, best=self.best))
         self.meter.restart()
 

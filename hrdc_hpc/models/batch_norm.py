@@ -22,16 +22,11 @@ from hrdc_hpc.config.schema import Model, Optim
 _OVER_IMAGES = (0, 2, 3)
 
 
-def convert(network: nn.Module, model: Model, device: torch.device) -> nn.Module:
-    """Replace every nn.BatchNorm2d inside `network` by the config's kind, with the same parameters and statistics.
-
-    `device` is where the network will run: torch's own SyncBatchNorm serves GPUs only, ours CPUs.
-    """
+def convert(network: nn.Module, model: Model) -> nn.Module:
+    """Replace every nn.BatchNorm2d inside `network` by the config's kind, with the same parameters and statistics."""
     match model.batch_norm:
         case "per_rank":
             return network
-        case "sync" if device.type == "cuda":
-            return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-any-return,no-untyped-call]  # untyped in torch
         case "sync":
             return _replace(network, SyncBatchNorm2d)
         case "ghost":
@@ -129,9 +124,10 @@ class GhostBatchNorm2d(_Norm):
 
 
 class SyncBatchNorm2d(_Norm):
-    """Batch norm over the images of all ranks of the default process group, for CPUs; ranks may have unequal shares.
+    """Batch norm over the images of all ranks of the default process group; ranks may have unequal shares.
 
-    In training all ranks must run forward and backward alike. Alone or without a process group it is plain.
+    In training all ranks must run forward and backward alike. Alone or without a process group it is plain. torch's own
+    SyncBatchNorm is not used: it serves GPUs only, and makes the host wait for them in every layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-import torch
 from torch import Tensor, nn
 
 from hrdc_hpc.config import registry
@@ -21,7 +20,6 @@ from hrdc_hpc.models.batch_norm import convert
 from hrdc_hpc.models.heads import CosineHead
 
 _BACKBONES = "hrdc_hpc.models.backbones"
-_CPU = torch.device("cpu")
 
 
 class Backbone(Protocol):
@@ -57,14 +55,13 @@ def _head(model: Model, features_dim: int, classes: int) -> nn.Module:
     return nn.Linear(features_dim, classes, bias=model.bias)
 
 
-def build_network(model: Model, heads: Sequence[str], classes: int, device: torch.device = _CPU) -> Network:
+def build_network(model: Model, heads: Sequence[str], classes: int) -> Network:
     """Build the config's backbone with a head of `classes` classes for each name in `heads`, on the CPU.
 
-    Draws from torch's default generator. `device` is where it will be moved to: batch norm over all ranks is another
-    module there. Raises ValueError for a backbone or a weights file that cannot be used.
+    Draws from torch's default generator. Raises ValueError for a backbone or a weights file that cannot be used.
     """
     network = Network(registry.build(_BACKBONES, model.backbone), heads, classes, model)
-    convert(network, model, device)
+    convert(network, model)
     return network
 
 

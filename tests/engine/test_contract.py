@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,12 +19,12 @@ from hrdc_hpc.config.schema import Compute
 from hrdc_hpc.engine.clock import Mark, StepClock
 from hrdc_hpc.engine.flops import flops_per_image
 from hrdc_hpc.engine.graph import StaticInputs
-from hrdc_hpc.engine.journal import SilentJournal
+from hrdc_hpc.engine.journal import Meter, SilentJournal
 from hrdc_hpc.engine.place import NeverStop
 from hrdc_hpc.engine.precision import has_matrix_units, pick_precision
 from hrdc_hpc.engine.processes import Processes
 from hrdc_hpc.engine.profile import Profiler
-from hrdc_hpc.engine.state import capture, restore
+from hrdc_hpc.engine.state import capture, compare_execution, restore
 from hrdc_hpc.engine.trainer import Run
 from hrdc_hpc.engine.training_loss import whole
 from hrdc_hpc.record.folder import RunFolder
@@ -176,7 +177,47 @@ def test_the_clock_adds_up() -> None:
     assert shares["compute"] == pytest.approx(0.04, abs=0.01)
     assert shares["communication"] == pytest.approx(0.01, abs=0.006)
     assert shares["optimizer"] == pytest.approx(0.03, abs=0.01)
+    assert shares["idle"] < 0.01
     assert set(clock.read().values()) == {0.0}
+
+
+class OnAGpu(StepClock):
+    """A clock whose moments are those of a device that works on after the host went ahead."""
+
+    def __init__(self, moments: list[float]) -> None:
+        super().__init__(torch.device("cpu"))
+        self.moments = moments
+
+    def _now(self) -> float:
+        return self.moments.pop(0)
+
+
+def test_waiting_for_data_counts_only_while_the_device_is_idle() -> None:
+    busy = OnAGpu([0.0, 0.0, 0.05, 0.05, 0.06, 0.07, 0.12, 0.12, 0.13, 0.0, 0.0])
+    meter = Meter(32, 100, busy)  # takes the first moment
+    for _ in range(2):
+        with meter.waiting():
+            time.sleep(0.04)
+        for mark in (Mark.BEGIN, Mark.GRADIENTS, Mark.REDUCED, Mark.DONE):
+            busy.mark(mark)
+        meter.stepped()
+    reading = meter.read(2)  # waited 80 ms, but the device had 10 ms without work
+    assert reading["data_wait"] * 64 / reading["images_per_s"] == pytest.approx(0.01, abs=0.001)
+
+
+def test_another_way_of_execution_is_told_or_refused(caplog: pytest.LogCaptureFixture) -> None:
+    before = {"execution": {"compiled": True, "cuda_graph": False}}
+    now = {"compiled": False, "cuda_graph": False}
+    with caplog.at_level(logging.WARNING):
+        compare_execution(before, config_of(), before["execution"])
+        compare_execution({}, config_of(), now)  # a checkpoint of an older version
+        assert not caplog.text
+        compare_execution(before, config_of(), now)
+    assert "then: compute.compile=true" in caplog.text
+    strict = ["compute.deterministic=true"]
+    with pytest.raises(ValueError, match=r"compute\.deterministic promises the same bits.*accept_changes=true"):
+        compare_execution(before, config_of(*strict), now)
+    compare_execution(before, config_of(*strict, "checkpoint.accept_changes=true"), now)
 
 
 def test_gradients_are_clipped_as_torch_does(single: Processes) -> None:

@@ -43,7 +43,7 @@ def norm(kind: str = "per_rank", *, seed: int = 0) -> nn.Module:
     for tensor in (plain.weight, plain.bias, plain.running_mean):
         assert tensor is not None
         nn.init.normal_(tensor)
-    network = convert(nn.Sequential(plain), model(kind), CPU)
+    network = convert(nn.Sequential(plain), model(kind))
     assert isinstance(network, nn.Sequential)
     return network[0]
 
@@ -106,13 +106,6 @@ def test_sync_without_other_ranks_is_plain_batch_norm() -> None:
     ours, plain = norm("sync"), norm()
     assert isinstance(ours, SyncBatchNorm2d)
     close(one_step(ours, images, images), one_step(plain, images, images), 0)
-
-
-def test_sync_on_a_gpu_is_torchs_own() -> None:
-    network = convert(nn.Sequential(nn.BatchNorm2d(3, eps=1e-3)), model("sync"), torch.device("cuda"))
-    (there,) = network.children()
-    assert isinstance(there, nn.SyncBatchNorm)
-    assert there.eps == 1e-3
 
 
 # over groups

@@ -44,7 +44,7 @@ def step_in_sync(run: Path, place: Place, stop: Stop) -> None:
     from hrdc_hpc.engine.processes import open_processes
 
     inputs = torch.load(run / "inputs.pt")
-    network = convert(two_norms(), Model(backbone=Component("tiny"), batch_norm="sync"), torch.device("cpu"))
+    network = convert(two_norms(), Model(backbone=Component("tiny"), batch_norm="sync"))
     with open_processes(place, Compute(device="cpu", threads=1)):
         share = {name: inputs[name].split(inputs["shares"])[place.rank] for name in ("images", "pull")}
         torch.save(one_step(network, **share), run / f"rank-{place.rank}.pt")
