@@ -1,6 +1,6 @@
 """How long a checkpoint holds up training: the asynchronous save beside a plain memory copy of the same tensors.
 
-    python benchmarks/save.py [--rounds 5] [--device cpu] [--record records]
+    python -m benchmarks.save [--rounds 5] [--device cpu] [--record records]
 
 The state is that of ResNet-50 with two heads of 8,142 classes: weights, momentum and averaged weights, 683 MB. Each
 round takes, one after the other and in another order every time: a plain copy of every tensor into memory that is
@@ -12,8 +12,6 @@ memory and 1.4 GB of disk, which it frees again.
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import sys
 import tempfile
 import time
@@ -24,12 +22,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.report import write
 from hrdc_hpc.config.schema import Model
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.engine.checkpoint import Saver
 from hrdc_hpc.models.network import build_network
-from hrdc_hpc.record import manifest
-from hrdc_hpc.record.files import write_json_durably, write_text_durably
+from hrdc_hpc.record.figures import show
+from hrdc_hpc.record.machine import describe
 
 COPY, STALL, DURABLE, SYNCHRONOUS = "copy", "stall", "durable", "synchronous"
 LABELS = {
@@ -38,6 +37,7 @@ LABELS = {
     DURABLE: "asynchronous save, until durable",
     SYNCHRONOUS: "synchronous save, stall",
 }
+COLUMNS = ("", "first, s", "later, s", "GB/s", "over the copy of its round")
 Seconds = dict[str, list[float]]
 """By kind, one a round."""
 
@@ -57,8 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state = make_state(options.backbone, options.classes, torch.device(options.device))
     with tempfile.TemporaryDirectory(dir=options.disk, prefix=".tmp-save-") as folder:
         seconds = measure(state, Path(folder), options.rounds)
-    report = {"machine": machine(), "settings": settings(options), "bytes": size(state), "seconds": seconds}
-    sys.stdout.write(f"{table(report)}\n")
+    chosen = settings(options)
+    told = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]  # no path
+    report: dict[str, Any] = {
+        "machine": describe(), "settings": chosen, "arguments": told, "bytes": size(state), "seconds": seconds,
+    }  # fmt: skip
+    show("What a checkpoint costs", COLUMNS, rows(report), f"{report['bytes'] / 1e6:.0f} MB; seconds: median (range)")
     if options.record:
         write_record(options.record, report)
     return 0
@@ -134,44 +138,21 @@ def _settle(sources: list[torch.Tensor]) -> None:
         torch.cuda.synchronize(sources[0].device)
 
 
-def machine() -> dict[str, Any]:
-    """Date (UTC), processor, cores, GPUs, versions and commit; no path, user or host."""
-    told = manifest.collect([])
-    gpus, source = told["gpus"], told["source"]
-    return {
-        "date": time.strftime("%Y-%m-%d", time.gmtime(told["time"])),
-        "cpu": told["cpu"]["model"],
-        "cores": len(os.sched_getaffinity(0)),
-        "load_before": os.getloadavg()[2],
-        "gpus": [gpu["name"] for gpu in gpus] if isinstance(gpus, list) else [],
-        "python": told["python"]["version"],
-        "torch": torch.__version__,
-        "commit": source["sha"],
-        "changed": bool(source.get("diff") or source.get("untracked")),
-    }
-
-
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What was measured; no path."""
     return {name: getattr(options, name) for name in ("backbone", "classes", "rounds", "device")}
 
 
-def table(report: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
+def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the table: the first round, the later ones, and their ratios to the copy of the same round."""
     seconds, size_bytes = report["seconds"], report["bytes"]
-    copy = seconds[COPY]
-    lines = [
-        "| | first, s | later: median (range), s | GB/s | over the copy of its round: median (range) |",
-        "|---|---|---|---|---|",
-    ]
+    lines: list[tuple[str, ...]] = []
     for kind, label in LABELS.items():
         first, *later = seconds[kind]
-        ratios = [one / other for one, other in zip(later, copy[1:], strict=True)]
-        lines.append(
-            f"| {label} | {first:.3f} | {_spread(later, 3)} | {size_bytes / median(later) / 1e9:.2f} |"
-            f" {'' if kind == COPY else _spread(ratios, 2)} |"
-        )
-    return "\n".join(lines)
+        ratios = [one / other for one, other in zip(later, seconds[COPY][1:], strict=True)]
+        told = "" if kind == COPY else _spread(ratios, 2)
+        lines.append((label, f"{first:.3f}", _spread(later, 3), f"{size_bytes / median(later) / 1e9:.2f}", told))
+    return lines
 
 
 def _spread(values: list[float], digits: int) -> str:
@@ -180,35 +161,20 @@ def _spread(values: list[float], digits: int) -> str:
 
 def write_record(folder: Path, report: dict[str, Any]) -> None:
     """Write save_<hardware>_<date>.json and .md."""
-    told, chosen = report["machine"], report["settings"]
-    on_gpu = chosen["device"] != "cpu" and told["gpus"]
-    hardware = told["gpus"][0] if on_gpu else f"{told['cpu']} {told['cores']}core"
-    command = " ".join(f"--{name} {value}" for name, value in chosen.items())
-    name = f"save_{'-'.join(re.findall('[a-z0-9]+', hardware.lower()))}_{told['date']}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_durably(folder / f"{name}.json", report)
-    write_text_durably(
-        folder / f"{name}.md",
-        f"""# What a checkpoint costs: {report["bytes"] / 1e6:.0f} MB
-
-What: weights, momentum and averaged weights of {chosen["backbone"]} with two heads of {chosen["classes"]} classes, on
-`{chosen["device"]}`; saved by the engine's `Saver` and, in the same rounds and in turn, copied tensor by tensor into
-memory that is there already. One first round and {chosen["rounds"]} later ones.
-
-Hardware: {told["cores"]} cores of {told["cpu"]}; {", ".join(told["gpus"]) or "no GPU"}; load average of the 15 minutes
-before: {told["load_before"]:.1f}. Python {told["python"]}, torch {told["torch"]}. Source: commit
-{(told["commit"] or "unknown")[:7]}{" with changes" if told["changed"] else ""}.
-
-```console
-python benchmarks/save.py {command} --record records
-```
-
-{table(report)}
-
-How to read it: the stall is what training waits for; the rest is written by a thread. The first of each also pays for
-its memory: page faults, and pinning where the state lies on a GPU. Durable means that files and folder are flushed.
-""",
-    )
+    chosen = report["settings"]
+    write(
+        folder, "save", report, module="benchmarks.save",
+        title=f"What a checkpoint costs: {report['bytes'] / 1e6:.0f} MB", columns=COLUMNS, rows=rows(report),
+        notes=[
+            f"Weights, momentum and averaged weights of {chosen['backbone']} with two heads of {chosen['classes']}"
+            f" classes, on {chosen['device']}; saved by the engine's Saver and, in the same rounds and in turn, copied"
+            f" tensor by tensor into memory that is there already. One first round and {chosen['rounds']} later ones: median"
+            " (range).",
+            "The stall is what training waits for; the rest is written by a thread. The first of each also pays for its"
+            " memory: page faults, and pinning where the state lies on a GPU. Durable means that files and folder are"
+            " flushed.",
+        ],
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -56,6 +56,23 @@ class Batch:
         return self.render(self.pixels)
 
 
+def blank_batch(pixels: Pixels, render: Render, part: slice, classes: int, device: torch.device) -> Batch:
+    """Return a batch for the positions of a part of the global batch that says nothing: all of it is class 0."""
+    number = part.stop - part.start
+    return Batch(
+        pixels=pixels,
+        render=render,
+        labels_B=torch.zeros(number, dtype=torch.int64, device=device),
+        valid_B=torch.ones(number, device=device),
+        positions_B=np.arange(part.start, part.stop),
+        indices_B=np.zeros(number, np.int64),
+        class_counts_C=torch.ones(classes, device=device),
+        samples_B6=np.empty((0, 6), np.int64),
+        step=0,
+        epoch=0,
+    )
+
+
 class TrainBatches(Protocol):
     """This rank's part of every step's global batch, whatever it is made from."""
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hrdc_hpc.config.schema import Data
 from hrdc_hpc.data import crops, order
-from hrdc_hpc.data.batch import DECODED, Batch, decoded, to_device
+from hrdc_hpc.data.batch import DECODED, Batch, blank_batch, decoded, to_device
 from hrdc_hpc.data.feed import GREY, GREY_SIDE, READERS, Buffers, Feed, read
 from hrdc_hpc.data.index import Failure, ImageIndex
 from hrdc_hpc.data.pipeline import DECODE_ERRORS, Decoder, Inputs, check_decoder, decode_reason, pack
@@ -256,18 +256,8 @@ class TrainLoader(_Loader):
     def blank(self) -> Batch:
         """Return black images in the place of this rank's."""
         number, side = self._slice.stop - self._slice.start, self._data.image_size
-        return Batch(
-            pixels={DECODED: torch.zeros(number, side, side, 3, dtype=torch.uint8, device=self._device)},
-            render=decoded,
-            labels_B=torch.zeros(number, dtype=torch.int64, device=self._device),
-            valid_B=torch.ones(number, device=self._device),
-            positions_B=np.arange(self._slice.start, self._slice.stop),
-            indices_B=np.zeros(number, np.int64),
-            class_counts_C=torch.ones(self._classes, device=self._device),
-            samples_B6=np.empty((0, 6), np.int64),
-            step=0,
-            epoch=0,
-        )
+        images_BHWC = torch.zeros(number, side, side, 3, dtype=torch.uint8, device=self._device)
+        return blank_batch({DECODED: images_BHWC}, decoded, self._slice, self._classes, self._device)
 
     def _describe(self, step: int) -> Feed:
         epoch, positions_G, indices_G = self._plan.place(step)

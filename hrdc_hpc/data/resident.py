@@ -10,7 +10,7 @@ Axis legend: N images, B images of this rank's batch, G of the global batch, C c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from hrdc_hpc.config.schema import Data
 from hrdc_hpc.data import order
-from hrdc_hpc.data.batch import DECODED, Batch, Pixels, decoded, to_device
+from hrdc_hpc.data.batch import DECODED, Batch, Pixels, blank_batch, decoded, to_device
 from hrdc_hpc.data.pixels import PixelArray
 from hrdc_hpc.data.plan import Plan, Samples
 
@@ -134,20 +134,10 @@ class ResidentTrainLoader(_Resident):
 
     def blank(self) -> Batch:
         """Return the first image again and again, in the place of this rank's images."""
-        number = self._slice.stop - self._slice.start
-        rows_B5 = torch.zeros(number, 5, dtype=torch.int64, device=self._device)
-        return Batch(
-            pixels={SAMPLES: rows_B5},
-            render=self._canvas.render,
-            labels_B=rows_B5[:, _LABEL],
-            valid_B=self._valid_B,
-            positions_B=np.arange(self._slice.start, self._slice.stop),
-            indices_B=np.zeros(number, np.int64),
-            class_counts_C=torch.ones(self._classes, device=self._device),
-            samples_B6=np.empty((0, 6), np.int64),
-            step=0,
-            epoch=0,
-        )
+        rows_B5 = torch.zeros(len(self._valid_B), 5, dtype=torch.int64, device=self._device)
+        batch = blank_batch({SAMPLES: rows_B5}, self._canvas.render, self._slice, self._classes, self._device)
+        # a column of the samples, as in every batch: for other strides the compiler would make another program
+        return replace(batch, labels_B=rows_B5[:, _LABEL])
 
     def _make_epoch(self, epoch: int) -> _Epoch:
         samples = self._plan.samples(epoch, np.arange(self.steps_per_epoch * self._global))

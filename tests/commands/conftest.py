@@ -55,6 +55,6 @@ def cifar_run(tmp_path_factory: pytest.TempPathFactory, cifar10: Path) -> Path:
     classes = class_info(train, config.data)
     network, _ = build_model(config, classes, torch.device("cpu"))
     state = {"step": 7, "network": dict(network.state_dict()), "buffers": {"mean": FlatBuffers(network).flat}}
-    told = about(config, f"{train.fingerprint}-{val.fingerprint}", "fp32", 1, classes)
+    told = about(config, f"{train.fingerprint}-{val.fingerprint}", "fp32", 1, classes, {})
     checkpoint.save(folder.checkpoints, 7, state, told, lease_check=lambda: None, keep_last=1)
     return folder.path
