@@ -168,8 +168,8 @@ def write_record(folder: Path, report: dict[str, Any]) -> None:
         notes=[
             f"Weights, momentum and averaged weights of {chosen['backbone']} with two heads of {chosen['classes']}"
             f" classes, on {chosen['device']}; saved by the engine's Saver and, in the same rounds and in turn, copied"
-            f" tensor by tensor into memory that is there already. One first round, {chosen['rounds']} later ones: median"
-            " (range).",
+            " tensor by tensor into memory that is there already. One first round and"
+            f" {chosen['rounds']} later ones: median (range).",
             "The stall is what training waits for; the rest is written by a thread. The first of each also pays for its"
             " memory: page faults, and pinning where the state lies on a GPU. Durable means that files and folder are"
             " flushed.",
