@@ -38,6 +38,7 @@ def programs(machine: str, root: str) -> list[list[str]]:
         ["benchmarks.step", "--model", "resnet50", "--rungs", "compile", "--seconds", "2", "compute.device=cuda"],
         ["benchmarks.step", "--model", "resnet32", "--seconds", "1.5", "compute.device=cuda"],
         [*end_to_end, "--seconds", "4", "compute.device=cuda"],
+        ["benchmarks.agreement", "--root", root, "compute.device=cuda"],
     ]  # fmt: skip
 
 
