@@ -23,7 +23,7 @@ from hrdc_hpc.engine.ema import ema_weight
 from hrdc_hpc.engine.flops import flops_per_image, peak_flops
 from hrdc_hpc.engine.parts import build_model, step_draws
 from hrdc_hpc.engine.precision import pick_precision
-from hrdc_hpc.engine.processes import Processes
+from hrdc_hpc.engine.processes import Processes, set_determinism
 from hrdc_hpc.engine.roofline import Traffic, bytes_per_image, measure_bandwidth, measure_matmul, synchronize
 from hrdc_hpc.engine.rounds import Contender, Length, paired, race
 from hrdc_hpc.engine.step import EMA_WEIGHT, LR, TrainStep
@@ -54,6 +54,7 @@ def rungs(compute: Compute, device: torch.device) -> list[Rung]:
         Rung("fp32 channels_last", {**_EAGER, "precision": "fp32", "channels_last": True}),
         Rung("bf16 channels_last", {**_EAGER, "precision": "bf16", "channels_last": True}),
         Rung("fp16 channels_last", {**_EAGER, "precision": "fp16", "channels_last": True}, needs_gpu=True),
+        Rung(f"deterministic ({best})", {**fast, "deterministic": True}),
         Rung(f"compile ({best})", {**fast, "compile": True}),
         Rung(f"graph ({best})", {**fast, "cuda_graph": True}, needs_gpu=True),
         Rung(f"compile + graph ({best})", {**fast, "compile": True, "cuda_graph": True}, needs_gpu=True),
@@ -103,6 +104,8 @@ class Steps:
 
     def __call__(self, number: int) -> None:
         """Take that many steps and wait for the device."""
+        # set for the whole process; rungs take turns
+        set_determinism(self._config.compute, self._processes.device)
         if self._step is None:
             self._step = self._build()
         for _ in range(number):

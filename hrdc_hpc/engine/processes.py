@@ -120,6 +120,14 @@ def cores_of(place: Place) -> int:
     return max(1, len(os.sched_getaffinity(0)) // place.local_world_size)
 
 
+def set_determinism(compute: Compute, device: torch.device) -> None:
+    """Let torch take deterministic kernels only, or time them and take the fastest, for the whole process."""
+    torch.use_deterministic_algorithms(compute.deterministic)
+    # memory that nobody wrote is not read here: to fill it would only cost time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module that acts as an object
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not compute.deterministic
+
+
 @contextmanager
 def open_processes(place: Place, compute: Compute, *, gpus_per_node: int = 0) -> Iterator[Processes]:
     """Join the job's process group for the length of the block; sets device, threads and determinism of torch.
@@ -129,9 +137,7 @@ def open_processes(place: Place, compute: Compute, *, gpus_per_node: int = 0) ->
     device = pick_device(compute.device, place, gpus_per_node)
     cores = cores_of(place)
     torch.set_num_threads(compute.threads or cores)
-    torch.use_deterministic_algorithms(compute.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module that acts as an object
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not compute.deterministic
+    set_determinism(compute, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if compute.deterministic:
