@@ -245,7 +245,8 @@ class Checkpoint:
     every_steps: PositiveInt = 500
     keep_last: PositiveInt = 3
     keep_best: bool = True
-    """Keep the checkpoint of the best evaluation beside the last ones; only with data.holdout is there a best one."""
+    """Keep the checkpoint of the best evaluation (mean accuracy of the classes) beside the last ones; only with
+    data.holdout is there a best one."""
     asynchronous: bool = True
     """Write in a background thread from a copy; a save is as durable either way."""
     accept_changes: bool = False
