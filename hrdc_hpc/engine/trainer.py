@@ -357,9 +357,12 @@ class Run:
         return accuracy
 
     def _note_best(self, live: Accuracy) -> None:
-        """Remember the best evaluation: overall accuracy of the live weights' primary prediction, on the holdout."""
+        """Remember the best evaluation: mean class accuracy of the live weights' primary prediction, on the holdout.
+
+        Overall accuracy there would favour frequent classes: the holdout is as long-tailed as the training images.
+        """
         if self.config.data.holdout is not None:
-            self.best = better(self.best, self.step, live[self.parts.method.primary]["overall"])
+            self.best = better(self.best, self.step, live[self.parts.method.primary]["balanced"])
 
     def _save(self) -> None:
         """Hand the state to the saver; metrics up to here are on disk before the checkpoint is."""
