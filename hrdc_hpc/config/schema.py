@@ -164,7 +164,7 @@ class Model:
     batch_norm: Literal["per_rank", "sync", "ghost"] = "per_rank"
     """Images that batch norm takes its statistics over. 'per_rank': each rank's share of the batch, so results depend
     on the number of ranks; 'sync': the batch over all ranks; 'ghost': groups of ghost_size consecutive images of the
-    global batch, the same groups on any number of ranks."""
+    global batch, the same groups on any number of ranks (torch.compile then takes several times as long to begin)."""
     ghost_size: PositiveInt = 32
     """batch_norm ghost: images per group; must divide each rank's share of the batch."""
 

@@ -152,6 +152,8 @@ class Run:
 
     def _start(self) -> None:
         """Rehearse, then resume from the newest whole checkpoint."""
+        if self.processes.first and self.parts.step.compiled:
+            log.info("compiling the step: about a minute on a GPU, several on two CPU cores")
         rehearse(self.config, self.parts, self.processes)
         self._say_what_runs()
         if self.lease:
