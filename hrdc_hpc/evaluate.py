@@ -107,13 +107,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     _refuse_strange_folder(out)
     with _alone(config) as processes:
         accuracy, primary = _run(config, trained, out, processes)
-    print_table(accuracy_table(accuracy, primary, title=_title(trained)))
+    held_out = " on data.holdout" if config.data.holdout else ""
+    print_table(accuracy_table(accuracy, primary, title=_title(trained) + held_out))
     sys.stdout.write(f"outputs: {out}\n")
     return 0
 
 
 def _title(trained: Trained) -> str:
-    return f"{trained.path} {'(averaged weights)' if trained.ema else ''}"
+    return f"{trained.path}{' (averaged weights)' if trained.ema else ''}"
 
 
 @contextmanager

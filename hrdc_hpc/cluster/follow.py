@@ -23,6 +23,8 @@ ASK_SLURM_S = 10.0
 """Seconds between questions to the controller, which serves a whole cluster."""
 LINE_EVERY_S = 10.0
 """Seconds between progress lines where there is no terminal."""
+WORTH_TELLING = 0.05
+"""Share of time spent waiting for data from which on progress lines say so; all shares are in the metrics."""
 GONE_TWICE_S = 5.0
 """A job counts as gone when it still is after this long: a requeue shows an end state in passing."""
 
@@ -39,6 +41,8 @@ class Progressed:
     loss: float | None = None
     images_per_s: float | None = None
     eta_s: float | None = None
+    data_wait: float | None = None
+    """Share of the time in which the device waited for data."""
     checkpoint: int | None = None
     """Step of the last committed checkpoint."""
     attempt: int | None = None
@@ -59,8 +63,9 @@ class Progressed:
         step, eta, speed = record["step"], record.get("eta_s"), record.get("images_per_s")
         steps = self.steps if eta is None or not speed else step + round(eta * speed / global_batch)
         return replace(
-            self, step=step, steps=steps, epoch=record["epoch"], loss=record.get("loss"), images_per_s=speed, eta_s=eta
-        )
+            self, step=step, steps=steps, epoch=record["epoch"], loss=record.get("loss"), images_per_s=speed, eta_s=eta,
+            data_wait=record.get("data_wait"),
+        )  # fmt: skip
 
     def text(self) -> str:
         """One line for people."""
@@ -69,6 +74,8 @@ class Progressed:
             parts.append(f"loss {self.loss:.4f}")
         if self.images_per_s is not None:
             parts.append(f"{self.images_per_s:.0f} images/s")
+        if self.data_wait is not None and self.data_wait >= WORTH_TELLING:
+            parts.append(f"waits for data {100 * self.data_wait:.0f} % of the time")
         if self.eta_s is not None:
             parts.append(f"{duration(self.eta_s)} to go")
         if self.checkpoint is not None:
@@ -201,6 +208,8 @@ def _watch(run: Path, job: Job, global_batch: int, display: Display) -> JobState
     while True:
         for record in tail.new():
             progress = progress.after(record, global_batch)
+            if record["kind"] == "start":
+                display.say(_start(record))
             if record["kind"] in ("eval", "eval_ema") and (record["kind"], record["step"]) not in evaluated:
                 evaluated.add((record["kind"], record["step"]))
                 display.say(_evaluation(record))
@@ -229,6 +238,14 @@ def _ask(run: Path, job: Job, before: JobState, display: Display) -> JobState:
     except SchedulerError as error:  # a controller that restarts is no end of the job
         display.say(f"SLURM does not answer, asking again: {error}")
         return before
+
+
+def _start(record: dict[str, Any]) -> str:
+    """One line: how large the network is, and what 'auto' and unset settings came to."""
+    ranks = record["world_size"]
+    forms = [name for key, name in (("compiled", "compiled"), ("cuda_graph", "CUDA graph")) if record.get(key)]
+    parts = [f"{record['parameters']:,} parameters", f"{ranks} rank{'s'[: ranks > 1]}", record["device"]]
+    return "trains: " + ", ".join([*parts, record["precision"], *(forms or ["eager"])])
 
 
 def _evaluation(record: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from hrdc_hpc.cluster.ends import log_path, read_ends
 from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.cluster.jobs import Job
+from hrdc_hpc.config.load import loads
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_raw
 from hrdc_hpc.record.table import accuracy_table, print_table
@@ -18,16 +19,27 @@ TAIL_LINES = 30
 
 
 def print_result(summary: Mapping[str, Any], run: Path) -> None:
-    """Print test accuracy in percent, a row for each head and fusion, unreadable files, where the run folder lies.
+    """Print accuracy in percent, a row for each head and fusion, unreadable files, where the run folder lies.
+
+    The title says which images were evaluated: those of data.holdout are no test images, nor balanced.
 
     Args:
         summary: report/summary.json; accuracies are shares, 0 to 1.
         run: the run folder.
     """
-    title = f"balanced test accuracy after epoch {summary['epoch']}, step {summary['step']}"
+    what = "balanced test accuracy" if _trained_on_all(run) else "held-out accuracy"
+    title = f"{what} after epoch {summary['epoch']}, step {summary['step']}"
     print_table(accuracy_table(summary["accuracy"], summary["primary"], title, summary.get("accuracy_ema")))
     sys.stdout.write(f"{_left_out(run)}run folder: {run}\n")
     sys.stdout.flush()
+
+
+def _trained_on_all(run: Path) -> bool:
+    """Whether the test split was evaluated; True also where the config cannot be read (of another version, say)."""
+    try:
+        return loads(RunFolder(run).config.read_text(), place=str(run)).data.holdout is None
+    except (OSError, ValueError):
+        return True
 
 
 def _left_out(run: Path) -> str:

@@ -130,7 +130,7 @@ class Data:
     loader: Annotated[Loader, OPERATIONAL] = Loader()
 
     def __post_init__(self) -> None:
-        """Refuse ranges that are upside down and a centre crop that does not fit."""
+        """Refuse ranges that are upside down, a centre crop that does not fit and crops of nothing but border."""
         demand(
             _ordered("crop_scale", self.crop_scale),
             _ordered("crop_ratio", self.crop_ratio),
@@ -138,6 +138,13 @@ class Data:
                 "eval_resize",
                 self.eval_resize >= self.image_size,
                 f"must be at least image_size ({self.image_size}), which is cut out of it; got {self.eval_resize}",
+                also="image_size",
+            ),
+            Rule(
+                "crop_padding",
+                self.crop == "resized" or self.crop_padding < self.image_size,
+                f"must be below image_size ({self.image_size}), or crops may show nothing but the border;"
+                f" got {self.crop_padding}",
                 also="image_size",
             ),
         )
@@ -157,7 +164,7 @@ class Model:
     batch_norm: Literal["per_rank", "sync", "ghost"] = "per_rank"
     """Images that batch norm takes its statistics over. 'per_rank': each rank's share of the batch, so results depend
     on the number of ranks; 'sync': the batch over all ranks; 'ghost': groups of ghost_size consecutive images of the
-    global batch, the same groups on any number of ranks."""
+    global batch, the same groups on any number of ranks (torch.compile then takes several times as long to begin)."""
     ghost_size: PositiveInt = 32
     """batch_norm ghost: images per group; must divide each rank's share of the batch."""
 
@@ -238,7 +245,8 @@ class Checkpoint:
     every_steps: PositiveInt = 500
     keep_last: PositiveInt = 3
     keep_best: bool = True
-    """Keep the checkpoint of the best evaluation beside the last ones; only with data.holdout is there a best one."""
+    """Keep the checkpoint of the best evaluation (mean accuracy of the classes) beside the last ones; only with
+    data.holdout is there a best one."""
     asynchronous: bool = True
     """Write in a background thread from a copy; a save is as durable either way."""
     accept_changes: bool = False

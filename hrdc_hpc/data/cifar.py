@@ -119,9 +119,11 @@ def _python_files(cifar: Cifar, root: Path, split: Split) -> tuple[NDArray[np.ui
     try:
         data: Any = getattr(torchvision.datasets, cifar.torchvision)(root, train=split == "train", download=False)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        # torchvision's RuntimeError advises to download, which is not done here
+        why = "a file is missing or has another MD5 sum" if isinstance(error, RuntimeError) else error
         raise ValueError(
             f"data.dataset.root: the files in {root / cifar.folder} are not those of {cifar.name.upper()}, or damaged"
-            f" ({error}); unpack them anew"
+            f" ({why}); unpack them anew"
         ) from error
     return data.data, np.asarray(data.targets, np.int64), [str(name) for name in data.classes]
 

@@ -27,6 +27,7 @@ from hrdc_hpc.data.index import Failure, ImageIndex
 from hrdc_hpc.data.pipeline import DECODE_ERRORS, Decoder, Inputs, check_decoder, decode_reason, pack
 from hrdc_hpc.data.plan import Plan
 from hrdc_hpc.data.prefetch import Ahead
+from hrdc_hpc.data.preflight import refuse_padded_crops
 
 _FEEDS_AHEAD = 2
 """Batches read ahead of those that DALI has."""
@@ -224,7 +225,7 @@ class TrainLoader(_Loader):
 
         ValueError: fewer images than global_batch, fewer than one image per rank, more labels than `classes`.
         """
-        refuse_padded_crops(data, index)
+        refuse_padded_crops(data, str(index.root))
         _check_labels(index, classes)
         self._plan = Plan(
             index.sizes_N2,
@@ -272,15 +273,6 @@ class TrainLoader(_Loader):
             geometry={"anchor": samples.anchors_B2, "shape": samples.shapes_B2, "flip": samples.flips_B},
             samples_B6=samples.table_B6,
             grey_geometry=_GREY_CROP,
-        )
-
-
-def refuse_padded_crops(data: Data, index: ImageIndex) -> None:
-    """ValueError where encoded images of any size are to be cropped like small ones of one size."""
-    if data.crop == "padded":
-        raise ValueError(
-            f"data.crop: 'padded' is for data sets of small images of one size (cifar10_lt, cifar100_lt); {index.root}"
-            " holds encoded images. Set data.crop: resized, or choose such a data set."
         )
 
 

@@ -7,6 +7,41 @@ from hrdc_hpc.config.schema import Data
 
 
 def preflight(data: Data) -> None:
-    """ValueError if the data set is plainly not there; fast, so that launch can ask before it submits."""
+    """ValueError if the data set is plainly not there or wants other crops; fast: launch asks before it submits."""
     file = registry.module("hrdc_hpc.data.datasets", data.dataset.name)
     file.preflight(data.dataset.options if data.dataset.options is not None else file.Options())
+    side: int | None = getattr(file, "SIDE", None)  # of small images in memory; encoded ones have sizes of their own
+    if side is None:
+        refuse_padded_crops(data, data.dataset.name)
+    else:
+        refuse_resized_crops(data, data.dataset.name)
+        refuse_other_sizes(data, (side, side), data.dataset.name)
+
+
+def refuse_padded_crops(data: Data, whose: str) -> None:
+    """ValueError where crops with a border are wanted of encoded images; `whose` says which in the message."""
+    if data.crop == "padded":
+        raise ValueError(
+            f"data.crop: 'padded' is for data sets of small images of one size (cifar10_lt, cifar100_lt); {whose}"
+            " holds encoded images. Set data.crop: resized, or choose such a data set."
+        )
+
+
+def refuse_resized_crops(data: Data, whose: str) -> None:
+    """ValueError where resized crops are wanted of small images in memory."""
+    if data.crop != "padded":
+        raise ValueError(
+            f"data.crop: '{data.crop}' needs encoded images; {whose} holds small ones of one size. Set"
+            " data.crop: padded (and data.crop_padding, 0 for no crop)."
+        )
+
+
+def refuse_other_sizes(data: Data, size: tuple[int, ...], whose: str) -> None:
+    """ValueError where small images in memory, all of one `size` (height, width), would have to be resized."""
+    height, width = size
+    for key, side in (("image_size", data.image_size), ("eval_resize", data.eval_resize)):
+        if (height, width) != (side, side):
+            raise ValueError(
+                f"data.{key}: {side}, but the images of {whose} are {height} x {width} pixels and are not"
+                f" resized. Set data.{key}: {height}."
+            )

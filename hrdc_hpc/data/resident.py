@@ -26,6 +26,7 @@ from hrdc_hpc.data import order
 from hrdc_hpc.data.batch import DECODED, Batch, Pixels, blank_batch, decoded, to_device
 from hrdc_hpc.data.pixels import PixelArray
 from hrdc_hpc.data.plan import Plan, Samples
+from hrdc_hpc.data.preflight import refuse_other_sizes, refuse_resized_crops
 
 SAMPLES = "samples"
 _INDEX, _TOP, _LEFT, _FLIP, _LABEL = range(5)
@@ -99,12 +100,8 @@ class ResidentTrainLoader(_Resident):
     ) -> None:
         """Copy the images to the device. ValueError: fewer images than global_batch, sizes or crops that do not fit."""
         super().__init__()
-        _refuse_other_sizes(images, data)
-        if data.crop != "padded":
-            raise ValueError(
-                f"data.crop: '{data.crop}' needs encoded images; {images.root} holds small ones of one size. Set"
-                " data.crop: padded (and data.crop_padding, 0 for no crop)."
-            )
+        refuse_other_sizes(data, images.images_NHWC.shape[1:3], str(images.root))
+        refuse_resized_crops(data, str(images.root))
         self._plan = Plan(
             images.sizes_N2,
             images.labels_N,
@@ -179,7 +176,7 @@ class ResidentEvalLoader(_Resident):
     ) -> None:
         """Copy the images to the device. ValueError: sizes that do not fit."""
         super().__init__()
-        _refuse_other_sizes(images, data)
+        refuse_other_sizes(data, images.images_NHWC.shape[1:3], str(images.root))
         number = -(-len(images) // batch_size)
         self._numbers, self._size, self._device = range(rank, number, world_size), batch_size, device
         self.rounds = -(-number // world_size)
@@ -222,13 +219,3 @@ class ResidentEvalLoader(_Resident):
             step=number,
             epoch=0,
         )
-
-
-def _refuse_other_sizes(images: PixelArray, data: Data) -> None:
-    height, width = images.images_NHWC.shape[1:3]
-    for key, side in (("image_size", data.image_size), ("eval_resize", data.eval_resize)):
-        if (height, width) != (side, side):
-            raise ValueError(
-                f"data.{key}: {side}, but the images of {images.root} are {height} x {width} pixels and are not"
-                f" resized. Set data.{key}: {height}."
-            )

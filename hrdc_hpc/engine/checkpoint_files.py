@@ -62,7 +62,7 @@ class Best:
 
     step: int
     accuracy: float
-    """Of the live weights' primary prediction on the held out images, a share of 1."""
+    """Mean over the classes, of the live weights' primary prediction on the held out images; a share of 1."""
 
     @classmethod
     def of(cls, about: Mapping[str, Any]) -> Best | None:

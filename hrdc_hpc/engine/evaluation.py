@@ -141,5 +141,7 @@ class Evaluator:
         valid_B = batch.valid_B.to(torch.int64)
         total_C.scatter_add_(0, batch.labels_B, valid_B)
         for correct_C, probabilities_BC in zip(correct_PC, predictions.values(), strict=True):
-            right_B = (probabilities_BC.argmax(dim=1) == batch.labels_B).to(torch.int64) * valid_B
+            # argmax over nan names some class, often the most frequent: a run that diverged would score its share
+            answered_B = probabilities_BC.isfinite().all(dim=1)
+            right_B = (answered_B & (probabilities_BC.argmax(dim=1) == batch.labels_B)).to(torch.int64) * valid_B
             correct_C.scatter_add_(0, batch.labels_B, right_B)

@@ -5,6 +5,7 @@ Torch is imported only once the config is found to be right.
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -52,7 +53,9 @@ Step = int | Literal["best"] | None
 
 
 def step_argument(text: str) -> int | str:
-    """Read the value of --step; ValueError if it is none."""
+    """Read the value of --step; ArgumentTypeError, which argparse shows as it is, if it is none."""
+    if text != BEST and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be '{BEST}' or the number of a step; got {text!r}")
     return BEST if text == BEST else int(text)
 
 

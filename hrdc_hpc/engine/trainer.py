@@ -152,6 +152,8 @@ class Run:
 
     def _start(self) -> None:
         """Rehearse, then resume from the newest whole checkpoint."""
+        if self.processes.first and self.parts.step.compiled:
+            log.info("compiling the step: about a minute on a GPU, several on two CPU cores")
         rehearse(self.config, self.parts, self.processes)
         self._say_what_runs()
         if self.lease:
@@ -357,9 +359,12 @@ class Run:
         return accuracy
 
     def _note_best(self, live: Accuracy) -> None:
-        """Remember the best evaluation: overall accuracy of the live weights' primary prediction, on the holdout."""
+        """Remember the best evaluation: mean class accuracy of the live weights' primary prediction, on the holdout.
+
+        Overall accuracy there would favour frequent classes: the holdout is as long-tailed as the training images.
+        """
         if self.config.data.holdout is not None:
-            self.best = better(self.best, self.step, live[self.parts.method.primary]["overall"])
+            self.best = better(self.best, self.step, live[self.parts.method.primary]["balanced"])
 
     def _save(self) -> None:
         """Hand the state to the saver; metrics up to here are on disk before the checkpoint is."""

@@ -24,7 +24,7 @@ def load_weights(backbone: nn.Module, path: Path, *, drop: str = "fc.") -> None:
     problems = _differences(backbone.state_dict(), state)
     if problems:
         raise ValueError(
-            f"backbone.weights: {path} does not fit this backbone:\n"
+            f"model.backbone.weights: {path} does not fit this backbone:\n"
             + "\n".join(f"  {line}" for line in problems)
             + "\n"
             "Give a state dict of the same architecture under torchvision's names, or leave weights out."
@@ -36,21 +36,25 @@ def _read(path: Path) -> dict[str, Tensor]:
     import torch
 
     if not path.is_file():
-        raise ValueError(f"backbone.weights: no file {path}; give the path of a state dict that the compute nodes see")
+        raise ValueError(
+            f"model.backbone.weights: no file {path}; give the path of a state dict that the compute nodes see"
+        )
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
-            f"backbone.weights: {path} cannot be read as tensors only: {_first_line(error)}. It may be truncated, or"
-            " hold objects that would run code; save one with torch.save(model.state_dict(), path)"
+            f"model.backbone.weights: {path} cannot be read as tensors only: {_first_line(error)}. It may be truncated,"
+            " or hold objects that would run code; save one with torch.save(model.state_dict(), path)"
         ) from error
     if not isinstance(state, Mapping):
-        raise ValueError(f"backbone.weights: {path} holds a {type(state).__name__}, not a dict of tensors by name")
+        raise ValueError(
+            f"model.backbone.weights: {path} holds a {type(state).__name__}, not a dict of tensors by name"
+        )
     others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise ValueError(
-            f"backbone.weights: {path} is not a state dict: {_some(others)} are no tensors. If the state dict lies"
-            " inside, save it alone: torch.save(checkpoint['state_dict'], path)"
+            f"model.backbone.weights: {path} is not a state dict: {_some(others)} are no tensors. If the state dict"
+            " lies inside, save it alone: torch.save(checkpoint['state_dict'], path)"
         )
     return dict(state)
 

@@ -25,6 +25,10 @@ SUMMARY: dict[str, Any] = {
     },
     "accuracy_ema": {"fused": {"overall": 1.0, "balanced": 1.0, "many": 1.0, "medium": 1.0, "few": None}},
 }  # fmt: skip
+START = {
+    "kind": "start", "step": 0, "parameters": 29816, "device": "cuda:0", "precision": "bf16", "compiled": True,
+    "cuda_graph": False, "world_size": 2, "steps_per_epoch": 20,
+}  # fmt: skip
 TRAIN = {"kind": "train", "attempt": 1, "epoch": 1, "loss": 2.0, "images_per_s": 100.0, "eta_s": 64.0}
 
 
@@ -51,6 +55,12 @@ def test_the_tail_gives_each_whole_line_once_and_attempts_in_order(run: Path) ->
     assert list(tail.new()) == []  # '{"n": 2}{}' was torn by a kill, and is left out
     write(run, 10, {"n": 4})
     assert [record["n"] for record in tail.new()] == [4]
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.35, True), (0.01, False)])
+def test_progress_tells_of_a_loader_that_is_too_slow(share: float, told: bool) -> None:
+    text = Progressed().after({**TRAIN, "step": 20, "data_wait": share}, global_batch=32).text()
+    assert ("waits for data 35 % of the time" in text) is told
 
 
 def test_progress_reckons_the_steps_from_the_time_to_finish() -> None:
@@ -182,7 +192,7 @@ def test_follow_goes_on_across_a_requeue_and_a_silent_controller(
     evaluation = {"kind": "eval", "step": 20, "epoch": 1, "primary": "fused", "accuracy": SUMMARY["accuracy"]}
 
     def first_attempt() -> tuple[str, str]:
-        write(run, 1, {**TRAIN, "step": 20}, evaluation)
+        write(run, 1, START, {**TRAIN, "step": 20}, evaluation)
         return "running", "RUNNING"
 
     def second_attempt() -> tuple[str, str]:
@@ -205,6 +215,7 @@ def test_follow_goes_on_across_a_requeue_and_a_silent_controller(
     assert out.count("evaluated at step 20: fused 71.2 % (many 80.0, medium 70.0, few -)\n") == 1
     assert "step 40/" in out
     assert "fused *" in out
+    assert "trains: 29,816 parameters, 2 ranks, cuda:0, bf16, compiled\n" in out
 
 
 def test_follow_ends_with_the_code_of_a_job_that_is_gone_for_good(

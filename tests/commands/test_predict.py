@@ -165,6 +165,7 @@ def test_mistakes_are_named(run: Path, digits: Path, tmp_path: Path, capsys: pyt
     for wrong, words in (
         (["--predict", image, "--top", "0"], "--top: must be at least 1; got 0"),
         (["--top", "3"], "--json and --top go with --predict"),
+        (["--step", "bes"], "argument --step: must be 'best' or the number of a step; got 'bes'"),
         (["--predict", image, "--out", "x"], "--out is for evaluations"),
     ):
         with pytest.raises(SystemExit) as left:

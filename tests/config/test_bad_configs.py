@@ -170,6 +170,8 @@ def test_these_lines_have_one_problem_each(run_yaml: str) -> None:
          "4: data.eval_resize: must be at least image_size (300), which is cut out of it; got 256"),
         ("dataset: toy", "dataset: toy\n  eval_resize: 200\n  image_size: 224",
          "4: data.eval_resize: must be at least image_size (224), which is cut out of it; got 200"),
+        ("dataset: toy", "dataset: toy\n  image_size: 32\n  crop: padded\n  crop_padding: 32",
+         "6: data.crop_padding: must be below image_size (32), or crops may show nothing but the border; got 32"),
         ("dataset: toy", "dataset: toy\n  levels:\n    last_under: 120",
          "5: data.levels.last_under: must be at most first_over + 1 (101), or a class falls into two groups; got 120"),
         ("dataset: toy", "dataset: toy\n  shots: {by: rank}",

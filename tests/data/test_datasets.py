@@ -291,6 +291,32 @@ def test_missing_folders_are_found_before_anything_is_queued(tmp_path):
         preflight(data)
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        (
+            "cifar10_lt",
+            {},
+            r"data\.image_size: 224, but the images of cifar10_lt are 32 x 32.*Set data\.image_size: 32",
+        ),
+        ("cifar100_lt", {"image_size": 32}, r"data\.eval_resize: 256, but the images of cifar100_lt"),
+        (
+            "cifar10_lt",
+            {"image_size": 32, "eval_resize": 32, "crop": "resized"},
+            r"data\.crop: 'resized' needs encoded",
+        ),
+        ("image_folder", {"crop": "padded"}, r"data\.crop: 'padded' is for .* image_folder holds encoded images"),
+    ],
+)
+def test_crops_that_do_not_fit_are_found_before_anything_is_queued(tmp_path, name, fields, message):
+    for folder in ("train/rose", "val/rose", "cifar-10-batches-py", "cifar-100-python"):
+        (tmp_path / folder).mkdir(parents=True)
+    options = registry.module("hrdc_hpc.data.datasets", name).Options(root=tmp_path)
+    data = Data(**({"crop": "padded"} | fields), dataset=Component(name, options))
+    with pytest.raises(ValueError, match=message):
+        preflight(data)
+
+
 def test_every_data_set_can_be_checked_without_torch_or_numpy(tmp_path):
     names = registry.names("hrdc_hpc.data.datasets")
     assert {"digits_lt", "image_folder", "inat2018"} <= set(names)

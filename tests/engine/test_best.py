@@ -38,8 +38,8 @@ def kept(run: Path) -> tuple[int, dict[str, Any]]:
 
 
 def evaluations(run: Path) -> dict[int, float]:
-    """Overall accuracy of the live weights' primary prediction on the holdout, by step."""
-    return {r["step"]: r["accuracy"][r["primary"]]["overall"] for r in learnt(run) if r["kind"] == "eval"}
+    """Mean class accuracy of the live weights' primary prediction on the holdout, by step."""
+    return {r["step"]: r["accuracy"][r["primary"]]["balanced"] for r in learnt(run) if r["kind"] == "eval"}
 
 
 def kill_a_few_times(run: Path, chance: random.Random) -> list[str]:

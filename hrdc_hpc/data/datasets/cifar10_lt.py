@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from hrdc_hpc.data.index import OnBad, Split
     from hrdc_hpc.data.pixels import PixelArray
 
+SIDE = cifar.SIDE
+"""Pixels of every image, as it lies in memory."""
+
 
 @options
 class Options:

@@ -54,10 +54,10 @@ def build(options: Options) -> nn.Module:
     if options.arch not in known:
         close = get_close_matches(options.arch, known, n=3)
         hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}"
-        raise ValueError(f"backbone.arch: torchvision has no classification network '{options.arch}'. {hint}")
+        raise ValueError(f"model.backbone.arch: torchvision has no classification network '{options.arch}'. {hint}")
     if options.arch in _AUXILIARY:
         raise ValueError(
-            f"backbone.arch: {options.arch} trains with auxiliary classifiers, which no method here has;"
+            f"model.backbone.arch: {options.arch} trains with auxiliary classifiers, which no method here has;"
             " take another network, e.g. resnet50 or efficientnet_b0"
         )
     network = models.get_model(options.arch, weights=None)
