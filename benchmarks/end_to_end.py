@@ -237,9 +237,11 @@ def _data_loader(split: Any, config: RunConfig, workers: int, *, pin: bool) -> A
     import torch
 
     pictures: Any = Pictures(split.images_NHWC, split.labels_N, config)
+    # fork would copy locks of torch's threads, which then nobody opens: a worker hung now and then
     return torch.utils.data.DataLoader(
         pictures, batch_size=config.optim.global_batch, shuffle=True,
         num_workers=workers, pin_memory=pin, drop_last=True, persistent_workers=workers > 0,
+        multiprocessing_context="forkserver" if workers else None,
     )  # fmt: skip
 
 
