@@ -21,6 +21,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _text(dumper: _Dumper, text: str) -> yaml.Node:
+    """Escape Unicode's other line breaks: PyYAML writes them as they are and reads them as blanks."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _BREAKS & set(text) else None)
+
+
+_BREAKS = set("\x85\u2028\u2029")
+_Dumper.add_representer(str, _text)
 _Dumper.add_implicit_resolver("number", re.compile(r"[-+.0-9][-+.0-9_eE]*"), list("-+.0123456789"))
 _Dumper.add_implicit_resolver("none", re.compile(r"none", re.IGNORECASE), list("nN"))
 _Dumper.add_representer(tuple, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True))
