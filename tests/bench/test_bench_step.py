@@ -16,6 +16,7 @@ from hrdc_hpc.record.machine import short_name
 TINY = ["step", "--model", "tiny", "--batch", "8", "--steps", "1", "compute.threads=1", "compute.device=cpu"]
 
 
+@pytest.mark.slow
 def test_ladder_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "step.json"
     words = [*TINY, "--classes", "12", "--rounds", "2", "--rungs", "fp32 NCHW,bf16,graph", "compute.peak_tflops=0.1"]

@@ -120,6 +120,7 @@ def test_programs_of_both_suites_are_there() -> None:
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
 
 
+@pytest.mark.slow
 def test_a_step_needs_no_package_of_the_login_node_or_the_loader() -> None:
     """`make bench-gpu` runs where submitit, DALI, rich, TensorBoard and xxhash are absent."""
     absent = ["submitit", "nvidia.dali", "rich", "tensorboard", "xxhash", "timm"]

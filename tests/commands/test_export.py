@@ -47,6 +47,7 @@ def elsewhere(file: Path, folder: Path, *batches: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gets_the_answers_of_the_evaluation(
     run: Path, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

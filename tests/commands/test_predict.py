@@ -119,6 +119,7 @@ def test_what_cannot_be_read_is_named_and_the_others_are_predicted(
     assert "notes.txt" not in said
 
 
+@pytest.mark.slow
 def test_small_images_are_taken_as_they_are(
     cifar_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
