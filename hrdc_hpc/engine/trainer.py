@@ -186,7 +186,7 @@ class Run:
             return None
         try:
             flops = flops_per_image(self.parts.step.network, self.config.data.image_size)
-        except (RuntimeError, NotImplementedError) as error:  # an operator that torch cannot trace without memory
+        except RuntimeError as error:  # an operator that torch cannot trace without memory
             log.warning("the model FLOPs utilisation is not known: the network cannot be traced: %s", error)
             return None
         return flops / (peak * self.processes.world_size)
