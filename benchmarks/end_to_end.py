@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrdc_hpc import bench
+from hrdc_hpc.engine.place import NeverStop
 
 if TYPE_CHECKING:
     from hrdc_hpc.config.schema import RunConfig
@@ -39,7 +40,7 @@ Figures = dict[str, float]
 """Rates in images per second by the names of _FIGURES, and data_wait, a share."""
 
 
-class StopAfter:
+class StopAfter(NeverStop):
     """Stops the trainer some seconds after it first asks."""
 
     def __init__(self, seconds: float) -> None:

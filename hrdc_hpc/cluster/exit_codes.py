@@ -4,13 +4,14 @@
 |------|-------------------------------------------|----------------------------------------------------------|
 | 0    | done: the run folder holds the result     | nobody needs to                                          |
 | 1    | failed: the world (disk, network, a bug)  | a person; the same command resumes                       |
+| 70   | hung: no step for long, stacks are dumped | the batch script requeues, with a cap; a person          |
 | 71   | this node is bad (GPU gone, ECC error)    | a requeue elsewhere; the same command resumes            |
 | 75   | stopped early and saved: start me again   | rank 0 has asked SLURM to requeue; else the same command |
 | 78   | do not requeue: the same would come again | a person: config, data, another writer; or cancelled     |
 | 130  | `launch` was left with Ctrl-C             | nobody: jobs go on; a local one of --wait saves and ends |
 
-SLURM itself acts on none of them but 0: the job's state is COMPLETED or FAILED. 71, 75 and 78 are EX_OSERR, EX_TEMPFAIL
-and EX_CONFIG of sysexits.h.
+SLURM itself acts on none of them but 0: the job's state is COMPLETED or FAILED. 70, 71, 75 and 78 are EX_SOFTWARE,
+EX_OSERR, EX_TEMPFAIL and EX_CONFIG of sysexits.h.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Exit(IntEnum):
 
     DONE = 0
     FAILED = 1
+    HUNG = 70
     BAD_NODE = 71
     REQUEUE = 75
     DO_NOT_REQUEUE = 78

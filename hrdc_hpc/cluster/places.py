@@ -16,6 +16,7 @@ RENDEZVOUS = "rendezvous"
 
 _TORCH_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 _JOB_FACTS = {
+    "node": "SLURMD_NODENAME",
     "nodes": "SLURM_JOB_NODELIST",
     "partition": "SLURM_JOB_PARTITION",
     "array_job_id": "SLURM_ARRAY_JOB_ID",
@@ -64,6 +65,12 @@ def slurm_job_id(environ: Mapping[str, str] = os.environ) -> str | None:
     if "SLURM_ARRAY_JOB_ID" in environ:
         return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
     return environ["SLURM_JOB_ID"]
+
+
+def job_end_time(environ: Mapping[str, str] = os.environ) -> float | None:
+    """When SLURM ends the job at its time limit, Unix seconds on SLURM's clock; None where it does not say."""
+    text = environ.get("SLURM_JOB_END_TIME", "")
+    return float(text) if text.isdecimal() else None
 
 
 def tasks_on_node(tasks_per_node: str, node: int) -> int:

@@ -14,7 +14,8 @@ import os
 import signal
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -24,11 +25,29 @@ TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+STOP_FILE, SAVE_FILE = "stop", "save"
+"""Switches in the run folder: `touch RUN/stop` saves and ends the run for good, `touch RUN/save` saves and goes on."""
+STOPPED_BY_FILE = "stop file"
+_LOOK_EVERY_S = 1.0
+"""A look at a file is a question to the file server."""
+
+
 class SignalStop:
-    """The `Stop` of a rank: the first signal that came, and when. A second delivery changes nothing."""
+    """The `Stop` of a rank: the first signal that came, and when. A second delivery changes nothing.
+
+    Of the ranks only the first looks at the switch files, and knows when the job ends: it speaks for all.
+    """
 
     def __init__(self) -> None:
         self._received: dict[str, float] = {}
+        self._run: Path | None = None
+        self._end_time: float | None = None
+        self._next_look = 0.0
+        self._save_asked = False
+
+    def watch(self, run: Path, end_time: float | None) -> None:
+        """Look at the switch files of a run from now on; `end_time`: when the scheduler ends the job, Unix seconds."""
+        self._run, self._end_time = run, end_time
 
     def install(self) -> None:
         """Take over SIGTERM, SIGUSR1 and SIGUSR2 from whoever had them (submitit); main thread only.
@@ -41,12 +60,34 @@ class SignalStop:
         _ignore_in_forked_children()
 
     def reason(self) -> str | None:
-        """Name of the first signal received, e.g. 'SIGTERM', or None."""
+        """Name of the first signal received, e.g. 'SIGTERM', else 'stop file' if there is one, or None."""
+        self._look()
         return next(iter(tuple(self._received)), None)
+
+    def end_time(self) -> float | None:
+        """When the scheduler kills the job, Unix seconds; None: never, or not known."""
+        return self._end_time
+
+    def save_asked(self) -> bool:
+        """Whether the file `save` was there since the last call; it is removed."""
+        self._look()
+        asked, self._save_asked = self._save_asked, False
+        return asked
 
     def received(self) -> dict[str, float]:
         """Each signal that came, in order, with the time of its first delivery, seconds since the epoch."""
         return dict(self._received)
+
+    def _look(self) -> None:
+        if self._run is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_EVERY_S
+        with suppress(OSError):  # a file server that hangs must not end the run; the next look may do
+            if (self._run / STOP_FILE).exists():
+                self._received.setdefault(STOPPED_BY_FILE, time.time())
+            if (self._run / SAVE_FILE).exists():
+                (self._run / SAVE_FILE).unlink(missing_ok=True)
+                self._save_asked = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         self._received.setdefault(signal.Signals(number).name, time.time())

@@ -20,7 +20,7 @@ import hrdc_hpc
 from hrdc_hpc.cluster import exit_codes, requeue
 from hrdc_hpc.cluster.ends import note_rank_end
 from hrdc_hpc.cluster.exit_codes import Exit
-from hrdc_hpc.cluster.places import forget_torch_variables, this_place
+from hrdc_hpc.cluster.places import forget_torch_variables, job_end_time, this_place
 from hrdc_hpc.cluster.signals import SignalStop, stop_when_parent_dies
 from hrdc_hpc.engine.place import Place
 
@@ -61,6 +61,7 @@ def train_here(run: Path) -> tuple[Exit, dict[str, Any] | None]:
         stop_when_parent_dies(int(place.job["job_id"]))
     _log_to_stdout(place)
     if place.rank == 0:
+        stop.watch(run, job_end_time())
         log.info("job %s start %s", place.job["job_id"], place.job["restart_count"])
         log.info("code %s", hrdc_hpc.__file__)
     try:

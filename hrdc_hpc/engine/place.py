@@ -25,7 +25,15 @@ class Stop(Protocol):
     """Whether the run should end early. Cheap to ask; never blocks."""
 
     def reason(self) -> str | None:
-        """Why to stop ('SIGTERM', 'SIGUSR2' ...), or None."""
+        """Why to stop ('SIGTERM', 'SIGUSR2', 'stop file' ...), or None."""
+        ...
+
+    def end_time(self) -> float | None:
+        """When the scheduler kills the job, Unix seconds; None: never, or not known."""
+        ...
+
+    def save_asked(self) -> bool:
+        """Whether somebody asked for a checkpoint since the last call."""
         ...
 
 
@@ -35,3 +43,11 @@ class NeverStop:
     def reason(self) -> str | None:
         """Return None."""
         return None
+
+    def end_time(self) -> float | None:
+        """Return None."""
+        return None
+
+    def save_asked(self) -> bool:
+        """Return False."""
+        return False

@@ -8,8 +8,12 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+
+from hrdc_hpc.cluster import signals
+from hrdc_hpc.cluster.signals import SignalStop
 
 PRELUDE = """
 import os, signal, subprocess, sys, time
@@ -115,3 +119,19 @@ def test_a_rank_whose_parent_is_gone_already_is_told_to_stop() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "None SIGTERM\n"
+
+
+def test_switch_files_are_heard_by_the_rank_that_watches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_LOOK_EVERY_S", 0.0)
+    stop, other = SignalStop(), SignalStop()
+    stop.watch(tmp_path, 1e9)
+    (tmp_path / "save").touch()
+    assert other.save_asked() is False
+    assert other.end_time() is None
+    assert [stop.save_asked(), stop.save_asked()] == [True, False], "once"
+    assert not (tmp_path / "save").exists()
+    assert stop.reason() is None
+    assert stop.end_time() == 1e9
+    (tmp_path / "stop").touch()
+    assert stop.reason() == "stop file"
+    assert other.reason() is None

@@ -10,11 +10,11 @@ import pytest
 from hrdc_hpc.config.schema import Compute
 from hrdc_hpc.engine import agreement
 from hrdc_hpc.engine.agreement import Agreement, code_of, period_of
-from hrdc_hpc.engine.place import Place
+from hrdc_hpc.engine.place import NeverStop, Place
 from hrdc_hpc.engine.processes import Processes, open_processes
 
 
-class Told:
+class Told(NeverStop):
     def __init__(self) -> None:
         self.why: str | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrdc_hpc.engine.place import Place, Stop
+from hrdc_hpc.engine.place import NeverStop, Place, Stop
 
 
 def train_at_once(run: Path, place: Place, stop: Stop) -> None:
@@ -30,7 +30,7 @@ def train_but_rank_1_fails(run: Path, place: Place, stop: Stop) -> None:
     trainer.train(run, place, stop)
 
 
-class StopAtEvaluation:
+class StopAtEvaluation(NeverStop):
     """Told to stop once the run's trace shows that the evaluation after `step` has begun."""
 
     def __init__(self, run: Path, step: int) -> None:

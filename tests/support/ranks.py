@@ -34,7 +34,7 @@ _contexts.set_forkserver_preload(
 _numbers = itertools.count()
 
 
-class StopWhen:
+class StopWhen(NeverStop):
     """Told to stop as soon as a file is there."""
 
     def __init__(self, file: Path, reason: str = "SIGUSR2") -> None:
