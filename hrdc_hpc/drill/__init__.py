@@ -1,0 +1,1 @@
+"""The drill: random faults of all kinds against a short run, and whether it ends as if nothing had been."""
