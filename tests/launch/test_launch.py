@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 import hrdc_hpc
+from hrdc_hpc.cluster.commandline import CLUSTER_FLAGS
 from hrdc_hpc.config.load import load, to_yaml
 from hrdc_hpc.config.paths import absolute
 from hrdc_hpc.config.schema import Cluster
-from hrdc_hpc.launch import CLUSTER_FLAGS, main
+from hrdc_hpc.launch import main
 
 from launching import contents, launch
 
