@@ -19,11 +19,13 @@ from typing import Any, NoReturn
 from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.config.load import load
 from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.drill import slurm
 from hrdc_hpc.drill.driver import Drill
 from hrdc_hpc.drill.kinds import KINDS
 from hrdc_hpc.drill.plan import Fault, counts, make_plan
 from hrdc_hpc.drill.report import COLUMNS, Report, write
 from hrdc_hpc.drill.sites import DrillError, Local, Site
+from hrdc_hpc.drill.slurm import SETTLE_S, Slurm
 from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.figures import show
 from hrdc_hpc.record.folder import RunFolder
@@ -35,8 +37,12 @@ _SETTINGS = {
     "log.every_steps": "1",
     "log.tensorboard": "false",
     "eval.every_epochs": "2",
+    "cluster.requeue": (
+        "{preemptions: 100000, time_limits: 100000, failures: 100000, hangs: 100000, bad_nodes: 100000,"
+        " without_progress: 100000, without_progress_preempted: 100000}"
+    ),
 }
-"""Of a drilled run, unless set on the command line: a fault costs little, and every step is on record."""
+"""Of a drilled run, unless set on the command line: faults cost little, every step is on record, no cap."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,7 +61,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config fields, e.g. optim.epochs=20")
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="number of faults (default: %(default)s)")
     parser.add_argument("--kinds", metavar="KIND[=N],...", help="which kinds, and how many of each (default: evenly)")
-    parser.add_argument("--cluster", choices=["local"], help="drill on this machine")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--cluster", choices=["local"], help="drill on this machine")
+    place.add_argument("--partition", help="drill on SLURM, in this partition")
+    parser.add_argument("--urgent-partition", metavar="PARTITION", help="SLURM: one whose jobs preempt the run")
+    parser.add_argument(
+        "--dev-cluster", type=Path, metavar="DIR", help="the folder of the slurm/dev-cluster on which it runs"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the faults (default: %(default)s)")
     parser.add_argument("--out-dir", type=Path, metavar="DIR", help="where the runs go (default: runs/drill-<time>)")
     parser.add_argument(
@@ -91,20 +103,22 @@ def _drill(options: argparse.Namespace, given: Sequence[str]) -> int:
     overrides = settings(options.overrides)
     config = load(options.cfg, overrides)
     site = _site(options, [*overrides, f"out_dir={json.dumps(str(out))}"])
-    numbers = counts(options.kills, options.kinds, site.name)
+    given_options = {f"--{name.replace('_', '-')}" for name, value in vars(options).items() if value is not None}
+    numbers = counts(options.kills, options.kinds, site.name, given_options)
     plan = make_plan(numbers, options.seed, config.checkpoint.every_steps)
     straight = out / "undisturbed"
     say(f"training {straight} without a fault")
     startup_s = _undisturbed(site, straight)
-    _announce(plan, startup_s, config)
+    _announce(plan, startup_s + (SETTLE_S if site.name == "slurm" else 0), config)
     drill = Drill(site, out, startup_s, say)
     drill.carry_out(plan)
     report = Report(struck=drill.struck, runs=drill.runs, planned=len(plan), unasked=drill.unasked)
     report.differences = _compare(straight, [run.run for run in drill.runs if run.lost is None])
     _tell(report)
     if options.record:
+        version = slurm.version() if site.name == "slurm" else None
         about: dict[str, Any] = {
-            "site": site.name, "slurm": None, "seed": options.seed, "arguments": list(given),
+            "site": site.name, "slurm": version, "seed": options.seed, "arguments": list(given),
             "seconds": time.time() - since,
         }  # fmt: skip
         say(f"record: {write(options.record, report, about)}")
@@ -128,7 +142,8 @@ def _new_folder(wanted: Path | None) -> Path:
 def _site(options: argparse.Namespace, overrides: list[str]) -> Site:
     if options.cluster == "local":
         return Local(["--cfg", options.cfg, "--cluster", "local", *overrides])
-    raise ValueError("say where: --cluster local, or --partition PARTITION for SLURM")
+    words = ["--cfg", options.cfg, "--partition", options.partition, *overrides]
+    return Slurm(words, urgent=options.urgent_partition, dev_cluster=options.dev_cluster)
 
 
 def _undisturbed(site: Site, run: Path) -> float:

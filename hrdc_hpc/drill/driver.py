@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hrdc_hpc.cluster.ends import read_ends
 from hrdc_hpc.cluster.exit_codes import Exit
+from hrdc_hpc.cluster.history import history
 from hrdc_hpc.cluster.signals import SAVE_FILE
 from hrdc_hpc.drill.kinds import KINDS, Kind
 from hrdc_hpc.drill.observe import Attempt, Trace, newest_step, repeated, set_aside
@@ -22,7 +23,7 @@ from hrdc_hpc.drill.sites import DrillError, Site, wait
 from hrdc_hpc.engine.checkpoint_files import list_checkpoints
 from hrdc_hpc.record.folder import RunFolder
 
-_LATER_S = {"train": 0.1, "save": 0.03, "evaluate": 0.25}
+_LATER_S = {"train": 0.1, "save": 0.03, "evaluate": 0.1}
 """A fault comes so much later than its moment, at most."""
 _ENDED_S = 300.0
 _NO_PROGRESS_S = 600.0
@@ -151,7 +152,7 @@ class _OnRun:
             return True
         if self.folder.state() == "finished":
             return False
-        why = self.site.why(self.run)
+        why = next((f"{story.cause}: {story.words}" for story in reversed(history(self.run))), "it never began")
         self.drill.unasked.append(f"{self.run.name}: {why}")
         if len(self.drill.unasked) >= _LOST_RUNS:
             raise DrillError(f"{self.run} ended again and again without a fault: {why}")
@@ -205,7 +206,7 @@ class _OnRun:
             self.drill.note(struck)
             return
         struck.repeated = self._account()
-        struck.outcome = self.site.why(self.run)
+        struck.outcome = self._cause(struck)
         self._expect(kind, struck)
         self.drill.note(struck)
         while self.left and KINDS[self.left[0].kind].down and self._strike_down(self.left[0]):
@@ -288,6 +289,14 @@ class _OnRun:
                 self.stands = max(attempt.first, attempt.last or 0)
         lost, self.stands = max(0, self.stands - newest), newest
         return lost
+
+    def _cause(self, struck: Struck) -> str:
+        """Why the attempt that was hit ended, by the run's own story."""
+        stories = [story for story in history(self.run) if story.attempt == self.over]
+        hit_before = "launch" in struck.phases and struck.attempt == self.over
+        if not stories or (hit_before and struck.attempt is not None):
+            return "ended before it began"
+        return "killed" if stories[0].cause == "running" else stories[0].cause
 
     def _expect(self, kind: Kind, struck: Struck) -> None:
         if kind.must == "lose nothing" and struck.repeated:

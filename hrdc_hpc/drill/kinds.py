@@ -29,6 +29,8 @@ class Kind:
     """What must be seen of it: see `observe`; the run must end as the undisturbed one in any case."""
     again: bool = False
     """On SLURM nobody requeues: the drill gives the launch command again, as a user would."""
+    needs: str | None = None
+    """Option of the command without which it cannot be made."""
     extra: bool = False
     """Left out unless it is named: it needs something, or takes long."""
 
@@ -40,9 +42,16 @@ KINDS: dict[str, Kind] = {
     "kill-in-evaluation": Kind(says="SIGKILL of all ranks inside an evaluation", phases=("evaluate",)),
     "sigterm": Kind(says="SIGTERM to the job", sites=("local",), phases=("train", "evaluate"), must="lose nothing"),
     "sigusr1": Kind(says="SIGUSR1 to the job", sites=("local",), must="lose nothing"),
-    "sigusr2": Kind(says="SIGUSR2 to the job", phases=("train", "evaluate"), must="lose nothing"),
+    "sigusr2": Kind(
+        says="SIGUSR2 to the job, as before a time limit", phases=("train", "evaluate"), must="lose nothing"
+    ),
     "requeue": Kind(says="scontrol requeue, unasked for", sites=("slurm",), phases=("startup", "train")),
-    "preempt": Kind(says="a job of a higher partition on the same nodes", sites=("slurm",), must="lose nothing"),
+    "preempt": Kind(
+        says="a job of a higher partition on the same nodes",
+        sites=("slurm",),
+        must="lose nothing",
+        needs="--urgent-partition",
+    ),
     "cancel": Kind(says="scancel, and the launch again", sites=("slurm",), again=True, must="lose nothing"),
     "stop-file": Kind(says="touch RUN/stop, and the launch again", again=True, must="lose nothing"),
     "save-file": Kind(says="touch RUN/save", ends=False, must="save"),
@@ -55,7 +64,12 @@ KINDS: dict[str, Kind] = {
     "hang": Kind(says="SIGSTOP of one rank, until the watchdogs act", must="be hung", extra=True),
     "nan": Kind(says="gradients that are not finite, once", down=True, ends=False, must="replay", extra=True),
     "controller": Kind(
-        says="slurmctld is ended and started again", sites=("slurm",), ends=False, must="run", extra=True
+        says="slurmctld is ended and started again",
+        sites=("slurm",),
+        ends=False,
+        must="run",
+        extra=True,
+        needs="--dev-cluster",
     ),
-    "lost-node": Kind(says="the network of one node goes down for good", sites=("slurm",), extra=True),
+    "lost-node": Kind(says="the network of one node goes down", sites=("slurm",), extra=True, needs="--dev-cluster"),
 }

@@ -7,7 +7,7 @@ time; how far the ranks are by then differs from one drill to the next.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from hrdc_hpc.drill.kinds import KINDS, Phase, Site
@@ -39,20 +39,23 @@ class Fault:
         return int(self.target * world_size)
 
 
-def counts(kills: int, wanted: str | None, site: Site) -> dict[str, int]:
+def counts(kills: int, wanted: str | None, site: Site, options: Container[str] = ()) -> dict[str, int]:
     """Return how many faults of which kind: `kills` in all, spread evenly where no number is given.
 
     Args:
         kills: the number of faults.
         wanted: 'kill-rank=20,cancel', or None for all kinds that need nothing special.
         site: where the drill runs.
+        options: of the command line that were given, which some kinds need.
     """
     given: dict[str, int | None] = {}
-    for word in wanted.split(",") if wanted else _usual(site):
+    for word in wanted.split(",") if wanted else _usual(site, options):
         name, equals, number = word.strip().partition("=")
         if name not in KINDS or site not in KINDS[name].sites:
             known = ", ".join(name for name, kind in KINDS.items() if site in kind.sites)
             raise ValueError(f"--kinds: got {name!r}; known here: {known}")
+        if (needs := KINDS[name].needs) and needs not in options:
+            raise ValueError(f"--kinds: {name} needs {needs} (see --help)")
         if equals and not number.isdecimal():
             raise ValueError(f"--kinds: got {word.strip()!r}; give a number, as in {name}=20")
         given[name] = int(number) if equals else None
@@ -87,8 +90,9 @@ def make_plan(numbers: Mapping[str, int], seed: int, every_steps: int) -> list[F
     return [_draw(number, name, chance, every_steps) for number, name in enumerate(order, 1)]
 
 
-def _usual(site: Site) -> Iterable[str]:
-    return [name for name, kind in KINDS.items() if site in kind.sites and not kind.extra]
+def _usual(site: Site, options: Container[str]) -> Iterable[str]:
+    usual = [(name, kind) for name, kind in KINDS.items() if site in kind.sites and not kind.extra]
+    return [name for name, kind in usual if kind.needs is None or kind.needs in options]
 
 
 def _draw(number: int, name: str, chance: random.Random, every_steps: int) -> Fault:

@@ -8,20 +8,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from hrdc_hpc.cluster.ends import read_ends
 from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.cluster.jobs import Job, job_state, last_job
-from hrdc_hpc.cluster.results import root_cause
 from hrdc_hpc.cluster.signals import SAVE_FILE, STOP_FILE
+from hrdc_hpc.drill.hit import hit, ranks_by_environ
 from hrdc_hpc.drill.kinds import Site as SiteName
 from hrdc_hpc.drill.plan import Fault
 from hrdc_hpc.engine.checkpoint_files import MANIFEST, STATE, list_checkpoints
@@ -53,26 +52,24 @@ class Site(ABC):
 
     name: SiteName
 
-    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, arguments: Sequence[str]) -> None:
         """`arguments`: of every launch, all but --name."""
         self.arguments = list(arguments)
-        self.environ = dict(os.environ if environ is None else environ)
+        self.environ = dict(os.environ)
 
     # launching
 
-    def launch(
-        self, name: str, *more: str, environ: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def launch(self, name: str, *more: str) -> subprocess.CompletedProcess[str]:
         """Give the launch command; whatever comes of it."""
         return subprocess.run(
             [sys.executable, "-m", "hrdc_hpc.launch", *self.arguments, "--name", name, *more],
-            env={**self.environ, **(environ or {})}, check=False, text=True, timeout=LAUNCH_S,
+            env=self.environ, check=False, text=True, timeout=LAUNCH_S,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def begin(self, run: Path, environ: Mapping[str, str] | None = None) -> None:
+    def begin(self, run: Path, *more: str) -> None:
         """Launch the run, new or stopped. Raises DrillError if the launch fails."""
-        done = self.launch(run.name, environ=environ)
+        done = self.launch(run.name, *more)
         if done.returncode:
             raise DrillError(f"the launch of {run} ended with {done.returncode}:\n{done.stdout}")
 
@@ -99,11 +96,6 @@ class Site(ABC):
     def ranks(self, run: Path) -> dict[int, int]:
         """Process ids on this machine by rank."""
 
-    def why(self, run: Path) -> str:
-        """How the last attempt ended, as far as its processes could say."""
-        cause = root_cause(read_ends(run, self.job(run)))
-        return f"{cause['reason']} ({cause['code']})" if cause else "no farewell"
-
     # striking: what was hit, in words
 
     def strike(self, fault: Fault, run: Path) -> str:
@@ -113,8 +105,8 @@ class Site(ABC):
     def strikes(self, fault: Fault, run: Path) -> dict[str, Callable[[], str]]:
         """How each kind is done here."""
         return {
-            "kill-rank": lambda: self.signal_rank(fault, run, signal.SIGKILL),
-            "hang": lambda: self.signal_rank(fault, run, signal.SIGSTOP),
+            "kill-rank": lambda: self.hit_rank(fault, run, "KILL"),
+            "hang": lambda: self.hit_rank(fault, run, "STOP"),
             "stop-file": lambda: _touch(run / STOP_FILE),
             "save-file": lambda: _touch(run / SAVE_FILE),
             "second-launch": lambda: self._second_launch(run),
@@ -123,15 +115,14 @@ class Site(ABC):
             "torn-metrics": lambda: _tear(fault, run),
         }
 
-    def signal_rank(self, fault: Fault, run: Path, number: signal.Signals) -> str:
-        """Send a signal to the fault's rank, once it is there."""
+    def hit_rank(self, fault: Fault, run: Path, what: str) -> str:
+        """Do something (see hit.py) to the fault's rank, once it is there."""
         wait(lambda: bool(self.ranks(run)) or self.ended(run), STARTED_S, f"{run}: a process of a rank")
         ranks = self.ranks(run)
         if not ranks:
             return "no rank was left"
         rank = sorted(ranks)[fault.rank(len(ranks))]
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(ranks[rank], number)
+        hit(ranks[rank], what)
         return f"rank {rank}"
 
     def _second_launch(self, run: Path) -> str:
@@ -142,14 +133,11 @@ class Site(ABC):
 
     def _full_disk(self, fault: Fault, run: Path) -> str:
         """Rank 0 gets EFBIG for what is longer than a part of a checkpoint's state, as over a quota."""
-        rank = self.ranks(run).get(0)
         sizes = [state.stat().st_size for state in (run / "checkpoints").glob(f"step-*/{STATE}")]
-        if rank is None or not sizes:
-            return "no rank or no checkpoint was there"
+        if not sizes:
+            raise DrillError(f"{run}: no checkpoint whose size could be the limit")
         limit = int(max(sizes) * (0.5 + 0.4 * fault.share))
-        with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(rank, resource.RLIMIT_FSIZE, (limit, limit))
-        return f"rank 0, no file over {limit} bytes"
+        return f"{self.hit_rank(replace(fault, target=0.0), run, f'fsize={limit}')}, no file over {limit} bytes"
 
 
 class Local(Site):
@@ -173,8 +161,7 @@ class Local(Site):
 
     def ranks(self, run: Path) -> dict[int, int]:
         """Process ids by rank."""
-        job = self.job(run).job_id
-        return ranks_by_environ({"SUBMITIT_LOCAL_JOB_ID": job}, "SUBMITIT_LOCAL_GLOBALID", run)
+        return ranks_by_environ(self.job(run).job_id, 0, run)
 
     def strikes(self, fault: Fault, run: Path) -> dict[str, Callable[[], str]]:
         """How each kind is done here."""
@@ -189,7 +176,7 @@ class Local(Site):
 
     def _ask(self, fault: Fault, run: Path, number: signal.Signals) -> str:
         if fault.share < 1 / 3:  # the ranks agree on it, whoever is told
-            return self.signal_rank(fault, run, number)
+            return self.hit_rank(fault, run, number.name.removeprefix("SIG"))
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(self.job(run).job_id), number)
         return "the controller"
@@ -221,24 +208,3 @@ def _tear(fault: Fault, run: Path) -> str:
     with path.open("ab") as file:
         file.write(b'{"kind": "train", "step": 1'[: 5 + int(20 * fault.share)])
     return path.name
-
-
-def ranks_by_environ(wanted: Mapping[str, str], rank_name: str, run: Path) -> dict[int, int]:
-    """Process ids by rank, of this machine's processes that have all of `wanted` in their environment.
-
-    Of a rank and what it started, the oldest one that loaded the run's task.
-    """
-    found: dict[int, int] = {}
-    for entry in sorted(Path("/proc").iterdir(), key=lambda entry: (len(entry.name), entry.name)):
-        if not entry.name.isdecimal():
-            continue
-        try:
-            pairs = (entry / "environ").read_bytes().split(b"\0")
-            words = (entry / "cmdline").read_bytes()
-        except OSError:  # ended meanwhile, or somebody else's
-            continue
-        environ = dict(pair.decode(errors="replace").split("=", 1) for pair in pairs if b"=" in pair)
-        ours = all(environ.get(name) == value for name, value in wanted.items()) and rank_name in environ
-        if ours and os.fsencode(run) in words and (b"submitit" in words or b"train.py" in words):
-            found.setdefault(int(environ[rank_name]), int(entry.name))
-    return found
