@@ -74,7 +74,7 @@ def answer(run: Path, rc: int, shown: Mapping[str, str], job_id: str, restart: i
         restart: its restart count.
     """
     if rc == Exit.DONE:
-        rest = chained_after(run, job_id)
+        rest = chained_after(run, job_id)[:-1]  # others may wait for the last link: it starts, and ends at once
         return " ".join(["cancel", *rest]) if rest else "stay", "the run is finished"
     if not _still_ours(shown):
         return "stay", f"SLURM says {shown.get('JobState', 'nothing')}"
