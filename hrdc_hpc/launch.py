@@ -28,6 +28,7 @@ from hrdc_hpc.cluster.results import print_result
 from hrdc_hpc.cluster.signals import terminal_waits
 from hrdc_hpc.cluster.times import minutes
 from hrdc_hpc.config.load import load, loads, to_yaml
+from hrdc_hpc.config.nodes import parse_nodes
 from hrdc_hpc.config.paths import absolute
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.data.preflight import preflight
@@ -41,9 +42,17 @@ def _time_limit(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _nodes(text: str) -> int | str:
+    try:
+        return parse_nodes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 CLUSTER_FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "partition": ("--partition", str, "SLURM partition"),
-    "nodes": ("--nodes", int, "number of nodes"),
+    "profile": ("--profile", str, "cluster profile: a file, or the name of one that comes along, e.g. apptainer"),
+    "nodes": ("--nodes", _nodes, "number of nodes, or a range of which SLURM chooses, e.g. 2-4"),
     "gpus_per_node": ("--gpus-per-node", int, "GPUs per node (0: CPU)"),
     "ranks_per_node": ("--ranks-per-node", int, "processes per node (one per GPU, or one)"),
     "cpus_per_rank": ("--cpus-per-rank", int, "CPU cores per process"),
@@ -55,7 +64,8 @@ CLUSTER_FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "constraint": ("--constraint", str, "features that the nodes must have"),
     "array_parallelism": ("--array-parallelism", int, "elements of an array that run at once"),
 }
-"""Field of the config's cluster section: its flag, type and help. `sbatch` and `setup` take several values."""
+"""Field of the config's cluster section: its flag, type and help. `sbatch` and `setup` take several values; what
+belongs to a cluster rather than to a run has no flag: a profile, or cluster.KEY=VALUE."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,6 +112,8 @@ def _launch(args: argparse.Namespace, command: Sequence[str]) -> int:
         return _dry_run(kind, config, run)
     if kind == "slurm" and not args.prepare and shutil.which("sbatch") is None:
         raise ValueError(_NO_SBATCH)
+    for note in submission.notes(kind, config, ask=not args.prepare):
+        _say(f"note: {note}")
     found, job = runs.look(config, run), None  # refuses before anything is made
     if found.state != "finished":
         preflight(config.data)
@@ -172,6 +184,8 @@ def _dry_run(kind: Kind, config: RunConfig, run: Path) -> int:
     if kind == "slurm" and shutil.which("sbatch") is None:
         _complain(f"launched here, this would stop: {_NO_SBATCH}")
     try:
+        for note in submission.notes(kind, config, ask=shutil.which("sbatch") is not None):
+            _complain(f"note: {note}")
         if runs.look(config, run).state == "finished":
             _complain(f"launched here, this would do nothing: {run} is finished")
         else:
