@@ -53,12 +53,12 @@ def hit(pid: int, what: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """RUN JOB RESTARTS RANK WHAT; says 'hit' where the rank is."""
-    run, job_id, restarts, rank, what = arguments
-    pid = ranks_by_environ(job_id, int(restarts), Path(run)).get(int(rank))
-    if pid is not None:
-        hit(pid, what)
-        sys.stdout.write("hit\n")
+    """RUN JOB RESTARTS RANK|all WHAT; says 'hit' where such a rank is."""
+    run, job_id, restarts, wanted, what = arguments
+    for rank, pid in ranks_by_environ(job_id, int(restarts), Path(run)).items():
+        if wanted in ("all", str(rank)):
+            hit(pid, what)
+            sys.stdout.write("hit\n")
 
 
 if __name__ == "__main__":

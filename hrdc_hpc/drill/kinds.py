@@ -37,7 +37,10 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "kill-rank": Kind(says="SIGKILL of one rank", phases=("startup", "train", "train", "train")),
-    "kill-all": Kind(says="SIGKILL of everything at once, as in a power cut", phases=("startup", "train", "train")),
+    "kill-all": Kind(
+        says="SIGKILL of all ranks at once, and of their controller on one machine",
+        phases=("startup", "train", "train"),
+    ),
     "kill-in-save": Kind(says="SIGKILL of all ranks inside a save", phases=("save",)),
     "kill-in-evaluation": Kind(says="SIGKILL of all ranks inside an evaluation", phases=("evaluate",)),
     "sigterm": Kind(says="SIGTERM to the job", sites=("local",), phases=("train", "evaluate"), must="lose nothing"),

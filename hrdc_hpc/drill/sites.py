@@ -104,7 +104,9 @@ class Site(ABC):
 
     def strikes(self, fault: Fault, run: Path) -> dict[str, Callable[[], str]]:
         """How each kind is done here."""
+        kill = dict.fromkeys(("kill-all", "kill-in-save", "kill-in-evaluation"), lambda: self.kill_all(run))
         return {
+            **kill,
             "kill-rank": lambda: self.hit_rank(fault, run, "KILL"),
             "hang": lambda: self.hit_rank(fault, run, "STOP"),
             "stop-file": lambda: _touch(run / STOP_FILE),
@@ -124,6 +126,10 @@ class Site(ABC):
         rank = sorted(ranks)[fault.rank(len(ranks))]
         hit(ranks[rank], what)
         return f"rank {rank}"
+
+    @abstractmethod
+    def kill_all(self, run: Path) -> str:
+        """SIGKILL of all ranks at once."""
 
     def _second_launch(self, run: Path) -> str:
         done = self.launch(run.name)
@@ -165,14 +171,14 @@ class Local(Site):
 
     def strikes(self, fault: Fault, run: Path) -> dict[str, Callable[[], str]]:
         """How each kind is done here."""
-        kill = dict.fromkeys(("kill-all", "kill-in-save", "kill-in-evaluation"), lambda: self._kill_all(run))
         asked = {"sigterm": signal.SIGTERM, "sigusr1": signal.SIGUSR1, "sigusr2": signal.SIGUSR2}
         ask = {kind: functools.partial(self._ask, fault, run, number) for kind, number in asked.items()}
-        return {**super().strikes(fault, run), **kill, **ask}
+        return {**super().strikes(fault, run), **ask}
 
-    def _kill_all(self, run: Path) -> str:
+    def kill_all(self, run: Path) -> str:
+        """SIGKILL of everything, as in a power cut."""
         self.end(run)
-        return "all"
+        return "the ranks and their controller"
 
     def _ask(self, fault: Fault, run: Path, number: signal.Signals) -> str:
         if fault.share < 1 / 3:  # the ranks agree on it, whoever is told

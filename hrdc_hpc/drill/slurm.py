@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hrdc_hpc.cluster import scheduler
-from hrdc_hpc.drill.hit import ranks_by_environ
+from hrdc_hpc.drill.hit import hit, ranks_by_environ
 from hrdc_hpc.drill.plan import Fault
 from hrdc_hpc.drill.sites import STARTED_S, DrillError, Site, wait
 from hrdc_hpc.record.folder import RunFolder
@@ -97,12 +97,8 @@ class Slurm(Site):
         """How each kind is done here."""
         job = self._id(run)
         call = functools.partial(self._call, run)
-        kill = dict.fromkeys(
-            ("kill-all", "kill-in-save", "kill-in-evaluation"), lambda: call("scancel", "--signal=KILL", job)
-        )
         return {
             **super().strikes(fault, run),
-            **kill,
             "sigusr2": lambda: call("scancel", "--signal=USR2", job),
             "requeue": lambda: call("scontrol", "requeue", job),
             "cancel": lambda: call("scancel", job),
@@ -119,14 +115,35 @@ class Slurm(Site):
             if self.ranks(run):
                 return super().hit_rank(fault, run, what)
             time.sleep(_PAUSE_S)
-        world = int(self._show(run).get("NumTasks", 1))
-        rank = fault.rank(world)
-        words = ["-m", "hrdc_hpc.drill.hit", str(run), self._id(run), str(self._restarts), str(rank), what]
+        rank = fault.rank(int(self._show(run).get("NumTasks", 1)))
+        return self._hit_elsewhere(run, str(rank), what)
+
+    def kill_all(self, run: Path) -> str:
+        """SIGKILL of all ranks; scancel would cancel the job."""
+        wait(lambda: self._has_step(run) or self.ended(run), STARTED_S, f"{run}: its step")
+        deadline = time.monotonic() + _HERE_S
+        while time.monotonic() < deadline and not self.ended(run):
+            if ranks := self.ranks(run):
+                for pid in ranks.values():
+                    hit(pid, "KILL")
+                return f"{len(ranks)} ranks"
+            time.sleep(_PAUSE_S)
+        return self._hit_elsewhere(run, "all", "KILL")
+
+    def _hit_elsewhere(self, run: Path, rank: str, what: str) -> str:
+        """Hit a rank, or all, where they are: a step of its own on every node of the job looks for them."""
+        words = ["-m", "hrdc_hpc.drill.hit", str(run), self._id(run), str(self._restarts), rank, what]
         step = ["--overlap", f"--jobid={self._id(run)}", "--ntasks-per-node=1", f"--chdir={RunFolder(run).code}"]
-        done = subprocess.run(
-            ["srun", *step, sys.executable, *words], check=False, capture_output=True, text=True, timeout=STARTED_S
-        )
-        return f"rank {rank}" if "hit" in done.stdout else f"rank {rank} was not found: {done.stderr.strip()[-200:]}"
+        deadline, done = time.monotonic() + STARTED_S, None
+        while time.monotonic() < deadline and not self.ended(run):
+            done = subprocess.run(
+                ["srun", *step, sys.executable, *words], check=False, capture_output=True, text=True, timeout=STARTED_S
+            )
+            if "hit" in done.stdout:
+                return f"rank {rank}" if rank != "all" else "all ranks"
+        if done is None:
+            return "no rank was left"
+        raise DrillError(f"rank {rank} was not found on the job's nodes: {done.stderr.strip()[-200:]}")
 
     def _preempt(self, run: Path) -> str:
         nodes = self._show(run).get("NodeList", "")
