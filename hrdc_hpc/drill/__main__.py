@@ -110,7 +110,7 @@ def _drill(options: argparse.Namespace, given: Sequence[str]) -> int:
     say(f"training {straight} without a fault")
     startup_s = _undisturbed(site, straight)
     _announce(plan, startup_s + (SETTLE_S if site.name == "slurm" else 0), config)
-    drill = Drill(site, out, startup_s, say)
+    drill = Drill(site, out, startup_s=startup_s, every_steps=config.checkpoint.every_steps, say=say)
     drill.carry_out(plan)
     report = Report(struck=drill.struck, runs=drill.runs, planned=len(plan), unasked=drill.unasked)
     report.differences = _compare(straight, [run.run for run in drill.runs if run.lost is None])

@@ -28,6 +28,8 @@ _LATER_S = {"train": 0.1, "save": 0.03, "evaluate": 0.1}
 _ENDED_S = 300.0
 _NO_PROGRESS_S = 600.0
 _SEEN_S = 60.0
+_SAVED_AFTER = 25
+"""Steps after which a save is there once the ranks have seen the file; they agree within 10."""
 _LOST_RUNS = 3
 """So many lost runs end the drill."""
 _FAST_S, _SLOW_S = 0.004, 0.5
@@ -72,9 +74,11 @@ class Drilled:
 class Drill:
     """A plan under way."""
 
-    def __init__(self, site: Site, out: Path, startup_s: float, say: Callable[[str], None]) -> None:
-        """`startup_s`: from a launch to the first step, as measured."""
-        self.site, self.out, self.startup_s, self.say = site, out, startup_s, say
+    def __init__(
+        self, site: Site, out: Path, *, startup_s: float, every_steps: int, say: Callable[[str], None]
+    ) -> None:
+        """`startup_s`: from a launch to the first step, as measured; `every_steps`: between two checkpoints."""
+        self.site, self.out, self.startup_s, self.every_steps, self.say = site, out, startup_s, every_steps, say
         self.struck: list[Struck] = []
         self.runs: list[Drilled] = []
         self.unasked: list[str] = []
@@ -125,6 +129,8 @@ class _OnRun:
         """Number of the last attempt that is known to have ended."""
         self.seen: tuple[int, int, Counter[str]] = (-1, 0, Counter())
         """Attempt, steps and phases begun at the last fault: moments are counted from there."""
+        self.heard: int | None = None
+        """Step at which the file that asks for a save was seen to be gone."""
         self.unchecked: list[Callable[[Attempt | None], None]] = []
         """What is to be seen of faults once the next attempt is under way."""
 
@@ -193,6 +199,7 @@ class _OnRun:
     def _strike(self, fault: Fault) -> None:
         kind, struck = KINDS[fault.kind], self._entry(fault)
         try:
+            self.heard = None
             struck.hit = self.site.strike(fault, self.run)
             late = not (self._wait_for_end(struck) if kind.ends else self._wait_for_effect(kind, struck))
         except DrillError as error:
@@ -231,19 +238,33 @@ class _OnRun:
         """See that a fault that ends nothing has its effect and the attempt goes on; False if the run was finished."""
         attempt, step = struck.attempt, struck.step
 
-        def effect() -> bool:
+        def onward() -> bool:
             now = self.trace.look()
-            saved = not (self.run / SAVE_FILE).exists() and newest_step(self.folder) >= step
-            onward = now is not None and now.number == attempt and (now.last or 0) > step
-            return (saved if kind.must == "save" else onward) or self.folder.state() == "finished"
+            return now is not None and now.number == attempt and (now.last or 0) > step
+
+        def effect() -> bool:
+            done = self._saved_on_demand(step) if kind.must == "save" else onward()
+            return done or self.folder.state() == "finished"
 
         wait(effect, _SEEN_S, f"{self.run}: {struck.fault.kind} has no effect, or the attempt does not go on")
         struck.outcome = {"be refused": "refused; it went on", "save": "saved; it went on"}.get(kind.must, "it went on")
-        finished = self.folder.state() == "finished"
-        if finished and kind.must == "save" and (self.run / SAVE_FILE).exists():
-            (self.run / SAVE_FILE).unlink()
+        if kind.must == "save" and not self._saved_on_demand(step):  # finished meanwhile
+            (self.run / SAVE_FILE).unlink(missing_ok=True)
             return False
         return True
+
+    def _saved_on_demand(self, step: int) -> bool:
+        """Whether a checkpoint was committed that was not due; asks again where it fell on a step that was."""
+        now = self.trace.look()
+        if any(saved > step and saved % self.drill.every_steps for saved in (now.saved if now else ())):
+            return True
+        if now is None or (self.run / SAVE_FILE).exists():
+            return False
+        self.heard = (now.last or 0) if self.heard is None else self.heard
+        if (now.last or 0) > self.heard + _SAVED_AFTER:
+            (self.run / SAVE_FILE).touch()
+            self.heard = None
+        return False
 
     def _strike_down(self, fault: Fault) -> bool:
         """Make a fault while nothing runs; False if there is nothing to hit yet."""

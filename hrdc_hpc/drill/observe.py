@@ -28,8 +28,8 @@ class Attempt:
     """How often each phase was begun."""
     over: Counter[str] = field(default_factory=Counter)
     """How often each phase was ended."""
-    end: str | None = None
-    """Why it ended, if it said so."""
+    saved: list[int] = field(default_factory=list)
+    """Steps whose checkpoints it committed."""
     replayed: list[str] = field(default_factory=list)
     """Outcomes of steps that were not finite."""
 
@@ -53,8 +53,8 @@ class Attempt:
         elif kind == "train":
             self.again += self.last is not None and record["step"] <= self.last
             self.last = record["step"]
-        elif kind == "end":
-            self.end = str(record["reason"])
+        elif kind == "checkpoint":
+            self.saved.append(record["step"])
         elif kind == "nonfinite":
             self.replayed.append(str(record.get("outcome")))
 
