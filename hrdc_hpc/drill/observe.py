@@ -21,7 +21,7 @@ class Attempt:
     first: int | None = None
     """The step it resumed at, 0 for a run from its beginning; None while it starts up."""
     last: int | None = None
-    """The last step it wrote down."""
+    """The furthest step it wrote down."""
     again: int = 0
     """Steps that it wrote down a second time itself, after it had gone back."""
     begun: Counter[str] = field(default_factory=Counter)
@@ -52,7 +52,7 @@ class Attempt:
                 self.first = record["step"]
         elif kind == "train":
             self.again += self.last is not None and record["step"] <= self.last
-            self.last = record["step"]
+            self.last = max(self.last or 0, record["step"])
         elif kind == "checkpoint":
             self.saved.append(record["step"])
         elif kind == "nonfinite":

@@ -26,6 +26,8 @@ QUEUE_S = 3600.0
 _UP = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
 _TO_COME = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED", "RESV_DEL_HOLD")
 _PAUSE_S = 0.3
+_SPARE_S = 60.0
+"""How long a lost node stays away at most while the job waits."""
 _HERE_S = 5.0
 """A rank of a step that is not seen on this machine for so long runs on another."""
 
@@ -43,6 +45,8 @@ class Slurm(Site):
         """Of the job, when it was last seen to start."""
         self._mend: list[Callable[[], object]] = []
         """To be done before the run goes on."""
+        self._mend_later: list[Callable[[], object]] = []
+        """And once it does: a node that is back while its lost job is cleared away makes SLURM count wrong."""
 
     def begin(self, run: Path, *more: str) -> None:
         """Launch, and wait until the job runs."""
@@ -66,14 +70,16 @@ class Slurm(Site):
 
     def back(self, run: Path, again: bool) -> str | None:
         """See the job start again; StartTime=now spares the two minutes that SLURM has it wait."""
-        while self._mend:
-            self._mend.pop()()
+        _do(self._mend)
         since = time.monotonic()
         while time.monotonic() < since + QUEUE_S:
             if RunFolder(run).state() == "finished":
                 return None
             if self._started(run):
+                _do(self._mend_later)
                 return "it came back, though that was for its user to say" if again else None
+            if time.monotonic() > since + _SPARE_S:  # the queue may have no other node
+                _do(self._mend_later)
             state = self._state(run)
             if state in _TO_COME and time.monotonic() > since + SETTLE_S:
                 self._quietly("scontrol", "update", f"JobId={self._id(run)}", "StartTime=now")
@@ -85,8 +91,8 @@ class Slurm(Site):
 
     def end(self, run: Path) -> None:
         """Cancel the job."""
-        while self._mend:
-            self._mend.pop()()
+        _do(self._mend)
+        _do(self._mend_later)
         self._quietly("scancel", self._id(run))
 
     def ranks(self, run: Path) -> dict[int, int]:
@@ -159,7 +165,7 @@ class Slurm(Site):
         listed = scheduler.call("scontrol", "show", "hostnames", self._show(run)["NodeList"]).split()
         node = listed[fault.rank(len(listed))]
         self._dev("link", node, "down")
-        self._mend.append(lambda: self._dev("link", node, "up"))
+        self._mend_later.append(lambda: self._dev("link", node, "up"))
         return f"node {node}"
 
     def _dev(self, *words: str) -> str:
@@ -222,6 +228,11 @@ class Slurm(Site):
             scheduler.call(program, *words)
         except scheduler.SchedulerError:
             return
+
+
+def _do(what: list[Callable[[], object]]) -> None:
+    while what:
+        what.pop()()
 
 
 def version() -> str:
