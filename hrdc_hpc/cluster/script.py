@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hrdc_hpc.cluster import nccl
+from hrdc_hpc.cluster import nccl, teardown
 from hrdc_hpc.cluster.shape import is_malleable, ranks_per_node
 from hrdc_hpc.config.cluster import Cluster
 from hrdc_hpc.config.schema import RunConfig
@@ -63,12 +63,12 @@ def before(config: RunConfig, run: Path) -> list[str]:
         names = [*variables, "PYTHONPATH", "PYTHONSAFEPATH"]
         lines.append("# or the image's own values would win")
         lines += [f'export APPTAINERENV_{name}="${name}"' for name in names]
-    return lines
+    return [*lines, teardown.TRAP]
 
 
-def after(config: RunConfig, run: Path) -> list[str]:  # noqa: ARG001 - the place for lines that need them
-    """Lines behind srun."""
-    return []
+def after(config: RunConfig, run: Path) -> list[str]:
+    """Lines behind srun: whether the job comes back, and the exit code."""
+    return teardown.after_srun(shlex.quote(str(run)), python_here(config, run))
 
 
 def srun_line(config: RunConfig, run: Path, arguments: str, output: str) -> str:

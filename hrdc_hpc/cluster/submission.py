@@ -171,7 +171,6 @@ def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
         "gpus_per_node": cluster.gpus_per_node or None,
         # tasks would cap a range of nodes (SLURM 22.05: 1-3 nodes of 1 task got 1 node of 3 idle ones)
         "ntasks_per_node": None if shape.is_malleable(cluster) else ranks,
-        "teardown": script.after(config, run) or None,
     }
     executor.update_parameters(
         **{key: value for key, value in given.items() if value is not None},
@@ -185,6 +184,7 @@ def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
         stderr_to_stdout=True,
         use_srun=False,  # the line is ours
         setup=script.before(config, run),
+        teardown=script.after(config, run),
         additional_parameters=_sbatch_options(config),
     )
     return executor
