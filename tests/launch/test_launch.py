@@ -157,7 +157,7 @@ def test_an_override_after_the_flags_wins(place: Path, capsys: pytest.CaptureFix
         (["--nodes", "4-2"], "cluster.nodes: must go from fewer to more, such as 2-4; got 4-2"),
         (["cluster.nodes=2 to 4"], "must be a whole number above 0 or a range MIN-MAX such as 2-4; got '2 to 4'"),
         (["--cluster", "local", "--nodes", "1-2"], "cluster.nodes: 1-2, but --cluster local is this machine alone"),
-        (["--nodes", "30-33"], "cluster.nodes 30-33, 1 rank on each of 33: optim.accumulation: 1 pieces, but a rank's"),
+        (["--nodes", "30-33"], "cluster.nodes 30-33, 1 rank on each of 33: optim.global_batch: 32 images over 33"),
         (["--nodes", "1-3", "model.batch_norm=ghost", "model.ghost_size=8"], "1 rank on each of 3: model.ghost_size"),
         (["--name", "a/b"], "name: "),
         (["--out-dir", "a:b"], "must not contain ':'"),
