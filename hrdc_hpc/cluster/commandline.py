@@ -39,7 +39,7 @@ _MOST_LINKS = 100
 
 CLUSTER_FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "partition": ("--partition", str, "SLURM partition"),
-    "profile": ("--profile", str, "cluster profile: a file, or the name of one, e.g. apptainer"),
+    "profile": ("--profile", str, "cluster profile: a file, or the name of one that comes along, e.g. apptainer"),
     "nodes": ("--nodes", _nodes, "number of nodes, or a range of which SLURM chooses, e.g. 2-4"),
     "gpus_per_node": ("--gpus-per-node", int, "GPUs per node (0: CPU)"),
     "ranks_per_node": ("--ranks-per-node", int, "processes per node (one per GPU, or one)"),

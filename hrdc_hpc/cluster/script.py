@@ -63,11 +63,13 @@ def before(config: RunConfig, run: Path) -> list[str]:
         names = [*variables, "PYTHONPATH", "PYTHONSAFEPATH"]
         lines.append("# or the image's own values would win")
         lines += [f'export APPTAINERENV_{name}="${name}"' for name in names]
-    return [*lines, teardown.TRAP]
+    # this shell outlives its ranks, which save, and they ask when the job ends
+    lines += [teardown.TRAP, teardown.END_TIME]
+    return lines
 
 
 def after(config: RunConfig, run: Path) -> list[str]:
-    """Lines behind srun: whether the job comes back, and the exit code."""
+    """Lines behind srun, which end the script with srun's exit code."""
     return teardown.after_srun(shlex.quote(str(run)), python_here(config, run))
 
 

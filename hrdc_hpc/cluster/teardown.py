@@ -50,7 +50,12 @@ case $answer in
 esac
 exit $rc
 """
-TRAP = "trap : TERM USR1 USR2 CONT  # this shell outlives its ranks; they save"
+TRAP = "trap : TERM USR1 USR2"
+END_TIME = (
+    "export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-"
+    '$(date --date="$(squeue --noheader --job="$SLURM_JOB_ID" --format=%e)" +%s)}'
+)
+"""SLURM 22.05 does not set it."""
 
 
 def after_srun(run: str, python: str) -> list[str]:

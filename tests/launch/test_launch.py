@@ -129,7 +129,7 @@ def test_sbatch_options_that_are_true_or_false(place: Path, capsys: pytest.Captu
     options = ["requeue=false", "exclusive=true", "hold=no"]
     assert launch("--dry-run", *(word for option in options for word in ("--sbatch", option))) == 0
     text = capsys.readouterr().out.partition("\n# the run's config.yaml")[0]
-    assert "--requeue" not in text
+    assert "#SBATCH --requeue" not in text
     assert "#SBATCH --exclusive\n" in text
     assert "#SBATCH --hold=no\n" in text  # text, for sbatch to judge
 
