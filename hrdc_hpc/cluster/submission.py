@@ -102,7 +102,10 @@ def notes(kind: Kind, config: RunConfig, *, ask: bool) -> list[str]:
     """
     if kind == "slurm":
         return [*shape.notes(config), *(limits.check(config.cluster) if ask else ())]
-    keys = ("modules", "venv", "python", "container", "environment", "nccl", "scratch", "compile_cache", "srun")
+    keys = (
+        "modules", "venv", "python", "container", "environment", "nccl", "network_interface", "scratch",
+        "compile_cache", "srun", "cpu_bind", "gpu_bind",
+    )  # fmt: skip
     default = Cluster()
     unused = [f"cluster.{key}" for key in keys if getattr(config.cluster, key) != getattr(default, key)]
     return [f"--cluster local starts the ranks as they are here, without {', '.join(unused)}"] if unused else []
