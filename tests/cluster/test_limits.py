@@ -99,9 +99,18 @@ def test_what_could_start(asked: dict[str, object]) -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    found = problems(time_min=99, nodes=9, gpus_per_node=8, mem_gb=999, constraint="tpu", account="nobody")
+    found = problems(time_min=99, nodes=9, gpus_per_node=8, mem_gb=999, constraint="tpu", account="nobody", qos="x")
     keys = [problem.partition(":")[0].removeprefix("cluster.") for problem in found]
-    assert set(keys) == {"time_min", "nodes", "gpus_per_node", "mem_gb", "constraint", "account", "cpus_per_rank"}
+    assert set(keys) == {
+        "time_min",
+        "nodes",
+        "gpus_per_node",
+        "mem_gb",
+        "constraint",
+        "account",
+        "qos",
+        "cpus_per_rank",
+    }
 
 
 def test_accounts_are_compared_only_where_they_are_enforced() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,3 +66,26 @@ def test_limits_for_arrays(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SLURM_CONF", slurm.env["SLURM_CONF"])
     assert limits.array_limit() == 1001
     assert limits.submit_limit() is None  # no accounting
+
+
+def test_limits_of_accounts(hosts: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", hosts.env["SLURM_CONF"])
+    if not limits.ask(accounting=False).config.accounting:
+        pytest.skip("slurmdbd or mariadbd not found; slurm/dev-cluster install --accounting")
+    account = hosts.run("sacctmgr", "--noheader", "--parsable2", "show", "associations", "format=Account").split()[-1]
+    hosts.run("sacctmgr", "--immediate", "add", "qos", "brief", "set", "MaxWall=02:00:00", "MaxSubmitJobsPerUser=7")
+    of_us = ["where", f"account={account}", f"user={getpass.getuser()}"]
+    hosts.run("sacctmgr", "--immediate", "modify", "user", *of_us, "set", "qos+=brief")
+    try:
+        assert limits.submit_limit() == 7
+        wrong = launch(hosts, tmp_path, "--partition", "gpu", "--account", "x", "--qos", "breif")
+        long = launch(
+            hosts, tmp_path, "--partition", "gpu", "--account", account, "--qos", "brief", "--time", "3:00:00"
+        )
+    finally:
+        hosts.run("sacctmgr", "--immediate", "modify", "user", *of_us, "set", "qos-=brief")
+        hosts.run("sacctmgr", "--immediate", "delete", "qos", "brief")
+    assert wrong.returncode == long.returncode == 78
+    assert "cluster.account: 'x' is not one of yours; there is" in wrong.stderr
+    assert "cluster.qos: you may not use 'breif'; did you mean 'brief'?" in wrong.stderr
+    assert "cluster.time_min: 180, but qos brief allows 120 minutes; lower --time" in long.stderr
