@@ -12,7 +12,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +43,8 @@ _SETTINGS = {
     ),
 }
 """Of a drilled run, unless set on the command line: faults cost little, every step is on record, no cap."""
+_IF_IT_HANGS = {"guard.watchdog_min_s": "10"}
+"""A rank that stands still is found out in seconds: steps of a short run take a fraction of one."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,17 +102,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _drill(options: argparse.Namespace, given: Sequence[str]) -> int:
     since, out = time.time(), _new_folder(options.out_dir)
-    overrides = settings(options.overrides)
+    given_options = {f"--{name.replace('_', '-')}" for name, value in vars(options).items() if value is not None}
+    numbers = counts(options.kills, options.kinds, "local" if options.cluster else "slurm", given_options)
+    overrides = settings(options.overrides, numbers)
     config = load(options.cfg, overrides)
     site = _site(options, [*overrides, f"out_dir={json.dumps(str(out))}"])
-    given_options = {f"--{name.replace('_', '-')}" for name, value in vars(options).items() if value is not None}
-    numbers = counts(options.kills, options.kinds, site.name, given_options)
     plan = make_plan(numbers, options.seed, config.checkpoint.every_steps)
     straight = out / "undisturbed"
     say(f"training {straight} without a fault")
-    startup_s = _undisturbed(site, straight)
+    startup_s, world_size = _undisturbed(site, straight)
     _announce(plan, startup_s + (SETTLE_S if site.name == "slurm" else 0), config)
-    drill = Drill(site, out, startup_s=startup_s, every_steps=config.checkpoint.every_steps, say=say)
+    drill = Drill(
+        site, out, startup_s=startup_s, every_steps=config.checkpoint.every_steps, world_size=world_size, say=say
+    )
     drill.carry_out(plan)
     report = Report(struck=drill.struck, runs=drill.runs, planned=len(plan), unasked=drill.unasked)
     report.differences = _compare(straight, [run.run for run in drill.runs if run.lost is None])
@@ -126,10 +130,10 @@ def _drill(options: argparse.Namespace, given: Sequence[str]) -> int:
     return Exit.DONE if report.good else Exit.FAILED
 
 
-def settings(given: Sequence[str]) -> list[str]:
-    """Return the overrides of a drilled run: ours, where the command line does not set the same, then those."""
-    named = {override.partition("=")[0] for override in given}
-    return [*(f"{key}={value}" for key, value in _SETTINGS.items() if key not in named), *given]
+def settings(given: Sequence[str], kinds: Container[str] = ()) -> list[str]:
+    """Return the overrides of a drilled run: ours, then those of the command line; of two for a key the last counts."""
+    ours = {**_SETTINGS, **(_IF_IT_HANGS if "hang" in kinds else {})}
+    return [*(f"{key}={value}" for key, value in ours.items()), *given]
 
 
 def _new_folder(wanted: Path | None) -> Path:
@@ -146,15 +150,16 @@ def _site(options: argparse.Namespace, overrides: list[str]) -> Site:
     return Slurm(words, urgent=options.urgent_partition, dev_cluster=options.dev_cluster)
 
 
-def _undisturbed(site: Site, run: Path) -> float:
-    """Train without faults; seconds from the launch to the first step."""
+def _undisturbed(site: Site, run: Path) -> tuple[float, int]:
+    """Train without faults; seconds from the launch to the first step, and the number of ranks."""
     launched = time.time()
     done = site.launch(run.name, "--wait")
     if done.returncode:
         raise DrillError(f"{run}: without a fault it ended with {done.returncode}:\n{done.stdout}")
     begins = [record["time"] for record in read_raw(RunFolder(run)) if record.get("name") == "train"]
-    began = read_attempts(RunFolder(run))[0]["time"]
-    return float(min(begins) - (launched if launched < began else began))
+    first = read_attempts(RunFolder(run))[0]
+    since = launched if launched < first["time"] else first["time"]  # or it was there, finished, from before
+    return float(min(begins) - since), int(first["info"]["world_size"])
 
 
 def _announce(plan: Sequence[Fault], startup_s: float, config: RunConfig) -> None:

@@ -30,6 +30,8 @@ _NO_PROGRESS_S = 600.0
 _SEEN_S = 60.0
 _SAVED_AFTER = 25
 """Steps after which a save is there once the ranks have seen the file; they agree within 10."""
+_FAULTS = "HRDC_FAULTS"
+"""What engine/faults.py reads."""
 _LOST_RUNS = 3
 """So many lost runs end the drill."""
 _FAST_S, _SLOW_S = 0.004, 0.5
@@ -75,10 +77,11 @@ class Drill:
     """A plan under way."""
 
     def __init__(
-        self, site: Site, out: Path, *, startup_s: float, every_steps: int, say: Callable[[str], None]
+        self, site: Site, out: Path, *, startup_s: float, every_steps: int, world_size: int, say: Callable[[str], None]
     ) -> None:
         """`startup_s`: from a launch to the first step, as measured; `every_steps`: between two checkpoints."""
-        self.site, self.out, self.startup_s, self.every_steps, self.say = site, out, startup_s, every_steps, say
+        self.site, self.out, self.say = site, out, say
+        self.startup_s, self.every_steps, self.world_size = startup_s, every_steps, world_size
         self.struck: list[Struck] = []
         self.runs: list[Drilled] = []
         self.unasked: list[str] = []
@@ -87,13 +90,15 @@ class Drill:
 
     def carry_out(self, plan: Iterable[Fault]) -> None:
         """Make every fault, each run to its end."""
-        left = deque(plan)
-        self._all = len(left)
-        while left and sum(run.lost is not None for run in self.runs) < _LOST_RUNS:
+        faults = list(plan)
+        self._all = len(faults)
+        left = deque(fault for fault in faults if not KINDS[fault.kind].opens)
+        openings = deque(fault for fault in faults if KINDS[fault.kind].opens)
+        while (left or openings) and sum(run.lost is not None for run in self.runs) < _LOST_RUNS:
             drilled = Drilled(self.out / f"drill-{len(self.runs) + 1}")
             self.runs.append(drilled)
             try:
-                _OnRun(self, drilled.run, left).to_the_end()
+                _OnRun(self, drilled.run, left).to_the_end(openings.popleft() if openings else None)
             except DrillError as error:
                 drilled.lost = str(error)
                 self.say(f"{drilled.run.name} is lost: {error}")
@@ -134,9 +139,9 @@ class _OnRun:
         self.unchecked: list[Callable[[Attempt | None], None]] = []
         """What is to be seen of faults once the next attempt is under way."""
 
-    def to_the_end(self) -> None:
-        """Launch, strike as long as there are faults, see it finished."""
-        self.site.begin(self.run)
+    def to_the_end(self, opening: Fault | None) -> None:
+        """Launch, with the fault of the first attempt; strike as long as there are faults; see it finished."""
+        self._open(opening)
         self.began = time.monotonic()
         while self._alive():
             if not self.left:
@@ -146,6 +151,25 @@ class _OnRun:
             elif self._moment(self.left[0]):
                 self._strike(self.left.popleft())
         self._check(self.trace.look())
+
+    def _open(self, fault: Fault | None) -> None:
+        if fault is None:
+            self.site.begin(self.run)
+            return
+        struck = self._entry(fault)
+        told = f"nan@{fault.steps}:rank={fault.rank(self.drill.world_size)}#once"
+        with self.site.telling(_FAULTS, told):
+            self.site.begin(self.run)
+        struck.hit = told
+
+        def replayed() -> bool:
+            now = self.trace.look()
+            return now is not None and "transient" in now.replayed
+
+        wait(lambda: replayed() or self.folder.state() == "finished", _ENDED_S, f"{self.run}: the replay of {told}")
+        struck.outcome = "done again, and finite"
+        struck.wrong = None if replayed() else "it was not noticed"
+        self.drill.note(struck)
 
     # waiting
 

@@ -23,6 +23,8 @@ class Kind:
     """Whether the attempt ends by it; if not, the run must go on under the same attempt."""
     down: bool = False
     """Done while no attempt runs, between two."""
+    opens: bool = False
+    """Told to the run when it is launched for the first time; one a run."""
     phases: tuple[Phase, ...] = ("train",)
     """Where it strikes; one is drawn."""
     must: Must = "go on"
@@ -65,7 +67,13 @@ KINDS: dict[str, Kind] = {
     "torn-metrics": Kind(says="half a line at the end of the metrics", down=True, ends=False),
     "full-disk": Kind(says="rank 0 can write no file of more than a part of a checkpoint", phases=("save",)),
     "hang": Kind(says="SIGSTOP of one rank, until the watchdogs act", must="be hung", extra=True),
-    "nan": Kind(says="gradients that are not finite, once", down=True, ends=False, must="replay", extra=True),
+    "nan": Kind(
+        says="a loss that is not a number, once, in the first attempt",
+        ends=False,
+        opens=True,
+        must="replay",
+        extra=True,
+    ),
     "controller": Kind(
         says="slurmctld is ended and started again",
         sites=("slurm",),

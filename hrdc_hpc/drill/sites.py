@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +66,15 @@ class Site(ABC):
             env=self.environ, check=False, text=True, timeout=LAUNCH_S,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def telling(self, variable: str, value: str) -> Iterator[None]:
+        """Launch with an environment variable for the length of the block."""
+        self.environ[variable] = value
+        try:
+            yield
+        finally:
+            del self.environ[variable]
 
     def begin(self, run: Path, *more: str) -> None:
         """Launch the run, new or stopped. Raises DrillError if the launch fails."""

@@ -38,6 +38,7 @@ log: {{every_steps: 1, tensorboard: false}}
 """
 """12 steps an epoch: batch norm, momentum, an average, three epochs, saves that do not fall on epoch ends."""
 
+
 def make_run(parent: Path, digits: Path, name: str, *overrides: str) -> Path:
     """Create the run folder of a small run and return its path."""
     config = loads(SMALL.format(name=name, digits=digits), "test", list(overrides))
