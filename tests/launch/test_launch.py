@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 import hrdc_hpc
+from hrdc_hpc.cluster.commandline import CLUSTER_FLAGS
 from hrdc_hpc.config.load import load, to_yaml
 from hrdc_hpc.config.paths import absolute
 from hrdc_hpc.config.schema import Cluster
-from hrdc_hpc.launch import CLUSTER_FLAGS, main
+from hrdc_hpc.launch import main
 
 from launching import contents, launch
 
@@ -98,7 +99,7 @@ def test_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_every_cluster_field_has_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert {*CLUSTER_FLAGS, "sbatch", "setup"} == {field.name for field in dataclasses.fields(Cluster)}
+    assert {*CLUSTER_FLAGS, "sbatch", "setup", "requeue"} == {field.name for field in dataclasses.fields(Cluster)}
     assert launch("--dry-run", *EVERYTHING, "--ranks-per-node", "5", "--name", "007", "--out-dir", "else where") == 0
     text = capsys.readouterr().out.partition("config.yaml, in ")[2].partition("\n")[2]
     (place / "back.yaml").write_text(text)
