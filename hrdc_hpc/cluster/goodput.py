@@ -212,8 +212,8 @@ def _divide(
 
 
 def line(goodput: Goodput) -> str:
-    """One line for people: the goodput, then the other parts that took 0.1 % or more, largest first."""
+    """One line for people: the share of training, then the other parts that took 0.1 % or more, largest first."""
     rest = sorted((part for part in PARTS[1:] if goodput.share(part) >= 0.001), key=lambda part: -goodput.share(part))
-    words = [f"goodput {100 * goodput.share('training'):.1f} %", *(f"{p} {100 * goodput.share(p):.1f} %" for p in rest)]
+    words = [f"{100 * goodput.share('training'):.1f} %", *(f"{p} {100 * goodput.share(p):.1f} %" for p in rest)]
     steps = goodput.repeated_steps
     return ", ".join(words) + (f"; {steps} step{'s'[: steps != 1]} trained twice" if steps else "")

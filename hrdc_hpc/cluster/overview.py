@@ -247,7 +247,7 @@ def _progress(found: _Found, read: Newest, now: float) -> Overview:
     saved_step, saved_at = _saved(found.folder, read)
     step = saved_step
     if train and train["attempt"] == read.attempt:
-        step = int(train["step"])
+        step = max(int(train["step"]), saved_step or 0)
     steps, per_epoch = start.get("steps"), start.get("steps_per_epoch")
     eta = train.get("eta_s") if train and train["attempt"] == read.attempt else None
     primary = evaluation.get("primary")

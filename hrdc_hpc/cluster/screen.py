@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hrdc_hpc.cluster.follow import duration
-from hrdc_hpc.cluster.goodput import PARTS, Account, Goodput, line
+from hrdc_hpc.cluster.goodput import Account, Goodput, line
 from hrdc_hpc.cluster.history import Story
 from hrdc_hpc.cluster.overview import Overview, Survey
 
@@ -134,7 +134,7 @@ def page(
     parts: list[Table | Text] = [facts]
     if stories:
         parts += [Text(""), _attempts(stories, account), Text("")]
-        parts += [Text("where the time went (a wait counts as that of the attempt after it)"), _spent(account)]
+        parts += [Text(_LEGEND), _spent(account)]
     return Group(*parts)
 
 
@@ -182,17 +182,22 @@ def _attempts(stories: Sequence[Story], account: Account) -> Table:
 
 def _spent(account: Account) -> Table:
     """Where the time went: a row per attempt, with the wait before it, and one for all of them."""
-    run, made = account.run, Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("attempt", *_PART_NAMES.values(), "all", "goodput"):
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for name in ("", *_SHORT.values(), "all", "good"):
         made.add_column(name, justify="right", no_wrap=True)
-    for name, one, style in [*((str(number), one, "") for number, one in account.attempts.items()), ("all", run, "bold")]:
-        made.add_row(name, *(_time(one.seconds[p]) for p in _PART_NAMES), _time(one.total_s), _share(one), style=style)
-    made.add_row("%", *(f"{100 * run.share(part):.1f}" for part in _PART_NAMES), "100", "")
+    rows = {str(number): one for number, one in account.attempts.items()} | {"all": account.run}
+    for name, one in rows.items():
+        made.add_row(name, *(_time(one.seconds[part]) for part in _SHORT), _time(one.total_s), _share(one))
+    made.add_row("%", *(f"{100 * account.run.share(part):.1f}" for part in _SHORT), "100")
     return made
 
 
-_SHORT = {"evaluation": "eval", "unsubmitted": "away"}
-_PART_NAMES = {part: _SHORT.get(part, part) for part in PARTS}
+_SHORT = {
+    "training": "train", "repeated": "again", "startup": "start", "evaluation": "eval", "saving": "save",
+    "queue": "queue", "unsubmitted": "away", "other": "other",
+}  # fmt: skip
+"""Column by part of the goodput."""
+_LEGEND = "where the time went (again: trained in vain; away: not submitted; a wait is that of the attempt after it)"
 
 
 def _share(goodput: Goodput) -> str:
