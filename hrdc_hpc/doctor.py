@@ -16,6 +16,7 @@ import os
 import shutil
 import socket
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from hrdc_hpc.cluster.checkup import deep, machine, slurm, software, storage
 from hrdc_hpc.cluster.checkup.finding import Finding, Role
 from hrdc_hpc.cluster.exit_codes import Exit
 
+_INDENT = len("warning ")
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
@@ -85,20 +87,18 @@ def examine(args: argparse.Namespace, role: Role) -> Iterator[Finding]:
 
 
 def _show(finding: Finding) -> None:
-    """Write a finding; on a terminal in colour, and folded to its width."""
+    """Write a finding: on a terminal in colour, and folded to its width."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     bounded = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
-    console = Console(file=sys.stdout, width=None if bounded else 10_000, highlight=False)
-    lines = Table.grid(padding=(0, 1))
-    first = Text.assemble((finding.what, "bold"), f": {finding.found}", overflow="fold")
-    lines.add_row(Text(finding.level, style=_COLOURS[finding.level]), first)
-    for text in filter(None, (finding.means, finding.mend and f"to mend it: {finding.mend}")):
-        lines.add_row(Text(" " * len("warning")), Text(text, overflow="fold"))
-    lines.columns[0].width = len("warning")
-    console.print(lines)
+    console = Console(file=sys.stdout, width=None if bounded else 10_000, highlight=False, soft_wrap=True)
+    texts = (f"{finding.what}: {finding.found}", finding.means, finding.mend and f"to mend it: {finding.mend}")
+    room = max(40, console.width - _INDENT)
+    lines = [line for text in texts for line in textwrap.wrap(text, room, break_on_hyphens=False)]
+    console.print(Text.assemble((f"{finding.level:<{_INDENT}}", _COLOURS[finding.level]), lines[0]))
+    for line in lines[1:]:
+        console.print(Text(" " * _INDENT + line))
 
 
 def _parser() -> argparse.ArgumentParser:

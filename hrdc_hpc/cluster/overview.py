@@ -43,7 +43,7 @@ GOING = ("queued", "requeued", "running", "unknown")
 """States from which a run may go on by itself."""
 _DOING = {
     "startup": "starting up", "training": "training", "evaluation": "evaluating", "saving": "saving",
-    "other": "between phases",
+    "other": "running",
 }  # fmt: skip
 _STOPPED = ("preempted", "time limit", "cancelled", "stop file", "stopped")
 _LOST = ("killed", "node lost")
@@ -60,7 +60,8 @@ class Overview:
     """Path of its folder."""
     state: State
     doing: str | None
-    """Of a running one: starting up, training, evaluating, saving, closing down, silent (no sign of life)."""
+    """Of a running one: starting up, training, evaluating, saving, running (between these), closing down, silent (no
+    sign of life)."""
     word: str
     """The scheduler's word and reason, or why it is not going on; empty where the state says all."""
     may_start: float | None
