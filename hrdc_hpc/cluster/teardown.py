@@ -50,7 +50,12 @@ case $answer in
 esac
 exit $rc
 """
-TRAP = "trap : TERM USR1 USR2 CONT  # this shell outlives its ranks; they save"
+TRAP = "trap : TERM USR1 USR2"
+END_TIME = (
+    "export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-"
+    '$(date --date="$(squeue --noheader --job="$SLURM_JOB_ID" --format=%e)" +%s)}'
+)
+"""SLURM 22.05 does not set it."""
 
 
 def after_srun(run: str, python: str) -> list[str]:
@@ -74,7 +79,7 @@ def answer(run: Path, rc: int, shown: Mapping[str, str], job_id: str, restart: i
         restart: its restart count.
     """
     if rc == Exit.DONE:
-        rest = chained_after(run, job_id)
+        rest = chained_after(run, job_id)[:-1]  # others may wait for the last link: it starts, and ends at once
         return " ".join(["cancel", *rest]) if rest else "stay", "the run is finished"
     if not _still_ours(shown):
         return "stay", f"SLURM says {shown.get('JobState', 'nothing')}"
