@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 
 from hrdc_hpc.cluster import queue, scheduler
+from hrdc_hpc.cluster.ends import note_end
+from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.cluster.jobs import all_jobs
 from hrdc_hpc.cluster.overview import Overview
 from hrdc_hpc.cluster.runs import Refused
@@ -37,6 +39,9 @@ def cancel(row: Overview) -> str:
         what = f"job{'s'[: len(there) > 1]} {', '.join(there)} cancelled"
         if row.state == "running":
             return f"{what}: it saves first, ends, and is not requeued; {_AGAIN}"
+        for job_id in there:  # SLURM forgets it in minutes
+            words = "cancelled while it waited"
+            note_end(run, job_id=job_id, rank=None, code=Exit.DO_NOT_REQUEUE, reason=words, cause="cancelled")
         saved = f"what was saved up to step {row.saved_step} stays; {_AGAIN}" if row.saved_step else "nothing was lost"
         return f"{what} while waiting: {saved}"
     holder = peek(RunFolder(run))

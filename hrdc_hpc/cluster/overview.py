@@ -219,27 +219,32 @@ def _ended(row: Overview, found: _Found, job: Job | None, state: JobState | None
     last = found.stories[-1] if found.stories else None
     gone = "" if state is None or state.word in ("ended", "no longer known to SLURM") else f" ({state.word})"
     if end is not None and (last is None or end["time"] > last.ended + _SAME_START_S):
-        return replace(row, state="failed", word=f"{end['reason']}{gone}", last_end="failed")
-    if last is None:
-        if job is None:
-            word = "a launch was cut off while it submitted" if cut_off(found.folder.path) else "nothing was submitted"
-            return replace(row, state="prepared", word=word)
-        return replace(row, state="lost", word=f"its job ended before the run began{gone}", last_end="killed")
-    if last.cause in _STOPPED:
-        return replace(row, state="stopped", word=f"{last.words}{gone}")
-    if last.cause in _LOST:
-        return replace(row, state="lost", word=f"{last.words}{gone}")
-    return replace(row, state="failed", word=f"{last.words}{gone}")
+        cause = end.get("cause", "failed")
+        return replace(row, state=_state_after(cause, gone), word=f"{end['reason']}{gone}", last_end=cause)
+    if last is not None:
+        return replace(row, state=_state_after(last.cause, gone), word=f"{last.words}{gone}")
+    if job is not None:
+        return replace(row, state=_state_after("killed", gone), word=f"its job ended before the run began{gone}")
+    word = "a launch was cut off while it submitted" if cut_off(found.folder.path) else "nothing was submitted"
+    return replace(row, state="prepared", word=word)
+
+
+def _state_after(cause: str, word: str) -> State:
+    """The state of a run whose last attempt ended for `cause`, and whose job for the scheduler's `word`."""
+    if cause in _STOPPED or (cause in _LOST and "CANCELLED" in word):
+        return "stopped"
+    return "lost" if cause in _LOST else "failed"
 
 
 def _with_accounting(rows: list[Overview]) -> list[Overview]:
     """Have sacct say how jobs ended that left no word and that squeue has forgotten."""
-    silent = [row.job_id for row in rows if row.state == "lost" and row.job_id and "(" not in row.word]
+    silent = [row.job_id for row in rows if row.state == "lost" and row.job_id and not row.word.endswith(")")]
     words = queue.accounted(silent)
-    return [
-        replace(row, word=f"{row.word} ({words[row.job_id]})") if row.state == "lost" and row.job_id in words else row
-        for row in rows
-    ]
+    return [_with_word(row, words[row.job_id]) if row.job_id in words else row for row in rows]
+
+
+def _with_word(row: Overview, word: str) -> Overview:
+    return replace(row, state=_state_after("killed", word), word=f"{row.word} ({word})")
 
 
 def _progress(found: _Found, read: Newest, now: float) -> Overview:

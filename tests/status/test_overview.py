@@ -139,6 +139,20 @@ def test_killed_without_a_word_is_lost_and_accounting_says_how(run: Path, slurm:
     assert look(run).word == "no farewell: killed or lost (OUT_OF_MEMORY)"
 
 
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_cancelled_while_it_waited(run: Path, slurm: FakeSlurm, attempts: int) -> None:
+    submit(run)
+    for _ in range(attempts):
+        add_attempt(run)
+    slurm.queue("7|CANCELLED|N/A|100||None")
+    assert look(run).state == "stopped"
+    slurm.queue()
+    slurm.accounted("7|CANCELLED by 1000")
+    assert look(run).state == "stopped"
+    note_end(run, job_id="7", rank=None, code=78, reason="cancelled while it waited", cause="cancelled")
+    assert seen(look(run)) == ("stopped", None, "cancelled while it waited")
+
+
 def test_a_job_that_failed_before_its_attempt_began(run: Path, slurm: FakeSlurm) -> None:
     submit(run)
     assert seen(look(run)) == ("lost", None, "its job ended before the run began")

@@ -157,6 +157,10 @@ def test_cancel(place: Path, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     assert "at_work: job 7 cancelled: it saves first, ends, and is not requeued; the same launch command goes on" in out
     assert "s1: job 8_1 cancelled while waiting: nothing was lost" in out
+    slurm.queue()
+    assert status.main(["s1", "--json", "--out-dir", "runs/sweep"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (row["state"], row["word"]) == ("stopped", "cancelled while it waited")
 
 
 def test_what_is_over_is_not_cancelled_and_does_not_spare_the_others(
