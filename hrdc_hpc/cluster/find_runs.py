@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hrdc_hpc.record.files import TEMPORARY
@@ -30,14 +30,14 @@ def find(words: Sequence[str], out_dir: Path) -> list[Path]:
     Raises ValueError for a word that fits no run.
     """
     if not words:
-        return list(_below(out_dir.absolute(), _DEPTH))
-    found: dict[Path, None] = {}
+        return _once(_below(out_dir.absolute(), _DEPTH))
+    found: list[Path] = []
     for word in words:
         runs = [run for base in (Path(), out_dir) if (run := list(_of(base / word)))]
         if not runs:
             raise ValueError(f"{word}: no run there, nor in {out_dir}{_instead(word, out_dir)}")
-        found |= dict.fromkeys(runs[0])
-    return list(found)
+        found += runs[0]
+    return _once(found)
 
 
 def one(word: str, out_dir: Path) -> Path:
@@ -65,12 +65,22 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
     if depth == 0:
         return
     try:
-        entries = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir())
+        entries = sorted((entry for entry in os.scandir(folder) if entry.is_dir()), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
-    for path in entries:
-        if not Path(path).name.startswith("."):
-            yield from _below(Path(path), depth - 1)
+    for entry in entries:
+        if not entry.name.startswith("."):
+            yield from _below(Path(entry.path), depth - 1)
+
+
+def _once(runs: Iterable[Path]) -> list[Path]:
+    """Return runs without those that are links to others: a sweep has links to its elements, further down."""
+    shortest: dict[Path, Path] = {}
+    for run in runs:
+        real = run.resolve()
+        if real not in shortest or len(run.parts) < len(shortest[real].parts):
+            shortest[real] = run
+    return list(shortest.values())
 
 
 def _instead(word: str, out_dir: Path) -> str:

@@ -19,6 +19,7 @@ answer, the folder alone speaks.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -124,10 +125,16 @@ def survey(runs: Sequence[Path], now: float | None = None) -> Survey:
         try:
             known, slurm = queue.ask(ids), "asked"
         except SchedulerError as error:
-            known, slurm = None, str(error)
+            known, slurm = None, _briefly(error)
     rows = [_overview(one, known, now) for one in found]
     rows = _with_accounting(rows) if known is not None else rows
     return Survey(sorted(rows, key=lambda row: row.changed, reverse=True), slurm)
+
+
+def _briefly(error: SchedulerError) -> str:
+    """The last line of what squeue said, without the long command."""
+    text = re.sub(r"^squeue .*--jobs=\S+: ", "", str(error))
+    return text.strip().splitlines()[-1]
 
 
 def as_json(row: Overview) -> dict[str, Any]:

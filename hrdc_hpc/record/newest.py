@@ -56,6 +56,18 @@ def newest(folder: RunFolder) -> Newest:
     return found
 
 
+def landmarks(path: Path) -> list[dict[str, Any]]:
+    """Return a metrics file's records, of its 'train' records the last one only: most of a file are those."""
+    found, last = [], b""
+    for line in path.read_bytes().split(b"\n"):
+        if _kind(line) != "train":
+            found.append(_decode(line))
+        elif line.endswith(b"}"):
+            last = line
+    found.append(_decode(last))
+    return [record for record in found if record]
+
+
 def _look_through(path: Path, found: Newest, *, marks: bool) -> None:
     for line in reversed(_tail(path)):
         kind = _kind(line)
