@@ -22,7 +22,10 @@ _PLAIN_WIDTH = 10_000
 """Columns where nobody looks at a terminal: nothing is left out or wrapped."""
 _NOTE_WIDTH = 24
 """Least width of the last column, which may wrap."""
-_ENDED_WIDTH = 12
+_NOTE_MOST = 100
+"""Characters of a note in a table; a run's page has more of it, --json and the log all."""
+_PAGE_MOST = 400
+_ENDED_WIDTH = 20
 _STYLES = {
     "running": "green", "finished": "bold", "queued": "cyan", "requeued": "cyan", "failed": "red", "lost": "red",
     "stopped": "yellow", "unknown": "dim", "prepared": "dim",
@@ -62,7 +65,7 @@ def table(survey: Survey, names: Mapping[str, str], width: int) -> Table:
         width: columns of the terminal.
     """
     rows = [[cell(row) for _, _, cell in _COLUMNS] for row in survey.runs]
-    notes = [note(row) for row in survey.runs]
+    notes = [_short(note(row)) for row in survey.runs]
     shown = _that_fit(rows, max([3, *(len(names[row.run]) for row in survey.runs)]), any(notes), width)
     made = Table(title_justify="left", box=None, pad_edge=False, header_style="bold")
     made.add_column("run", overflow="fold")
@@ -101,13 +104,19 @@ def note(row: Overview) -> str:
     return row.word
 
 
+def _short(text: str, most: int = _NOTE_MOST) -> str:
+    """Return the first line of a text, cut where it is long."""
+    first, *more = text.splitlines() or [""]
+    return first if len(first) <= most and not more else f"{first[:most]} ..."
+
+
 def text_line(row: Overview, name: str) -> str:
     """Return one line, for --watch without a terminal."""
     parts = [state_of(row), f"step {_of_all(row.step, row.steps)}" if row.step is not None else ""]
     parts.append("" if row.loss is None else f"loss {row.loss:.3f}")
     parts.append("" if row.accuracy is None else f"{row.accuracy_of} {percent(row.accuracy)} %")
     parts.append("" if row.eta_s is None else f"{duration(row.eta_s)} to go")
-    return f"{name}: " + "  ".join(part for part in (*parts, note(row)) if part)
+    return f"{name}: " + "  ".join(part for part in (*parts, _short(note(row))) if part)
 
 
 def page(
@@ -140,7 +149,8 @@ def page(
 
 def _facts(row: Overview) -> dict[str, str]:
     state = state_of(row) if row.doing is None else f"running: {row.doing}"
-    facts = {"run": row.run, "state": f"{state}; {note(row)}" if note(row) else state}
+    words = _short(note(row), _PAGE_MOST)
+    facts = {"run": row.run, "state": f"{state}; {words}" if words else state}
     if row.step is not None:
         facts["progress"] = f"step {_of_all(row.step, row.steps)}, {_of_all(row.epoch, row.epochs)} epochs" + (
             f", {row.images_per_s:.0f} images/s, {duration(row.eta_s)} to go" if row.eta_s and row.images_per_s else ""
@@ -158,10 +168,10 @@ def _facts(row: Overview) -> dict[str, str]:
 
 
 def _attempts(stories: Sequence[Story], account: Account) -> Table:
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("attempt", "began", "lasted", "ranks", "steps", "saved", "in vain"):
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for name in ("", "began", "lasted", "ranks", "steps", "saved", "in vain"):
         made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("nodes", overflow="fold")
+    made.add_column("nodes", overflow="fold", min_width=5)
     made.add_column("ended", overflow="fold", min_width=_ENDED_WIDTH)
     for story in stories:
         own = account.attempts.get(story.attempt)
@@ -175,7 +185,7 @@ def _attempts(stories: Sequence[Story], account: Account) -> Table:
             str(story.saved_step),
             str(own.repeated_steps) if own else "-",
             Text(story.nodes),
-            Text(words),
+            Text(_short(words)),
         )
     return made
 
@@ -209,9 +219,9 @@ def _time(seconds: float) -> str:
 
 
 def clock(when: float) -> str:
-    """Return a time of day; with the date if it is not today."""
+    """Return a time of day; with month and day if it is not today's."""
     moment, today = datetime.fromtimestamp(when).astimezone(), datetime.fromtimestamp(time.time()).astimezone()
-    return moment.strftime("%H:%M:%S" if moment.date() == today.date() else "%Y-%m-%d %H:%M:%S")
+    return moment.strftime("%H:%M:%S" if moment.date() == today.date() else "%m-%d %H:%M:%S")
 
 
 def percent(share: float | None) -> str:

@@ -17,6 +17,8 @@ import pytest
 
 from hrdc_hpc.cluster.history import history
 from hrdc_hpc.engine import checkpoint
+from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.metrics import read_metrics
 
 from runs import differing, final_state, learnt
 from slurm_cluster import Slurm
@@ -101,3 +103,23 @@ def test_a_chain_needs_no_requeue(lab: Lab, straight: Path) -> None:
     assert differing(final_state(straight), final_state(run)) == []
     assert learnt(run) == learnt(straight)
     assert repeated_steps(run) == 0
+
+
+def test_a_range_of_nodes_takes_what_there_is(lab: Lab, straight: Path, tmp_path: Path) -> None:
+    """Started on 3 nodes, preempted, started again on the one that is left: the same images in the same order."""
+    slurm, shape = lab.slurm, ("--nodes", "1-3", "--ranks-per-node", "1", "--sbatch", "exclusive")
+    idle = ("sinfo", "--noheader", "--Node", "--partition=gpu", "--states=idle")
+    wait_for(lambda: len(slurm.run(*idle).splitlines()) == 4, straight)
+    run, job = replace(lab, shape=shape).start("malleable")
+    urgent = slurm.submit("sleep 900", tmp_path, "--partition=urgent", "--nodes=3", "--exclusive")
+    assert slurm.wait_job(job, 300) == "COMPLETED", logs(run)
+    slurm.run("scancel", urgent)
+    assert [story.world_size for story in history(run)] == [3, 1]
+    assert [story.job_id for story in history(run)] == [job, job]
+    assert repeated_steps(run) == 0
+    assert samples(run) == samples(straight)
+
+
+def samples(run: Path) -> list[str]:
+    """Hash of the images, crops and flips of every step's global batch."""
+    return [record["samples"] for record in read_metrics(RunFolder(run)) if record["kind"] == "train"]
