@@ -31,6 +31,8 @@ CLUSTER_FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "qos": ("--qos", str, "quality of service"),
     "constraint": ("--constraint", str, "features that the nodes must have"),
     "array_parallelism": ("--array-parallelism", int, "elements of an array that run at once"),
+    "ask_elements": ("--ask-elements", int, "a sweep of more elements than this wants --yes or an answer"),
+    "ask_hours": ("--ask-hours", float, "the same for a sweep of more GPU-hours (CPU-hours without GPUs)"),
 }
 """Field of the config's cluster section: its flag, type and help. `sbatch` and `setup` take several values."""
 
@@ -46,6 +48,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_intermixed_args(words)
     if args.follow is not None:
         _refuse_others(parser, args)
+    elif args.resubmit_failed is not None:
+        if args.cfg or args.sweep or args.name or args.out_dir:
+            parser.error(
+                "--resubmit-failed takes its elements and configs from the folder: leave out --cfg, --sweep,"
+                " --name and --out-dir"
+            )
     elif args.cfg is None:
         parser.error("--cfg is missing: a config's path, or the name of one that comes along, e.g. digits_lt.yaml")
     return args
@@ -71,10 +79,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--name", help="the run's folder below --out-dir")
     parser.add_argument("--out-dir", help="where run folders are made")
+    parser.add_argument(
+        "--sweep", nargs="+", metavar="KEY=VALUE,VALUE",
+        help="all combinations as one array, a run folder each; overrides go in front, or behind another flag",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resubmit-failed", metavar="SWEEP", help="submit what a sweep has left that is not finished or under way"
+    )
+    parser.add_argument("--yes", action="store_true", help="submit a large sweep without asking")
     parser.add_argument("--dry-run", action="store_true", help="print the job and the resolved config; write nothing")
     parser.add_argument("--prepare", action="store_true", help="make the run folder, submit nothing")
     parser.add_argument("--wait", action="store_true", help="follow the run to its end and print the result")
-    parser.add_argument("--follow", metavar="RUN", help="follow a run that was launched before; nothing else is done")
+    parser.add_argument(
+        "--follow", metavar="RUN", help="follow a run or sweep that was launched before; nothing else is done"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config fields, e.g. optim.lr=0.2")
     return parser
 

@@ -38,7 +38,7 @@ class SubmissionRefused(RuntimeError):
     """The scheduler did not take the job."""
 
 
-class _Slurm(SlurmExecutor):  # type: ignore[misc, unused-ignore]
+class Slurm(SlurmExecutor):  # type: ignore[misc, unused-ignore]
     """submitit's executor; may be made where there is no SLURM, to print what it would submit."""
 
     @classmethod
@@ -98,7 +98,7 @@ def submit(kind: Kind, config: RunConfig, run: Path) -> Job:
     Raises SubmissionRefused with the scheduler's words, OSError when it is not known whether the job was taken.
     """
     folder, since = RunFolder(run), time.time()
-    _remove_old_meeting_points(run)
+    remove_old_meeting_points(run)
     task = TrainTask(str(run))
     if kind == "local":
         executor: Any = local.Executor(folder.logs, _job_environ(run, os.environ))
@@ -112,13 +112,13 @@ def submit(kind: Kind, config: RunConfig, run: Path) -> Job:
         return Job(kind, executor.submit(task).job_id, since)
     executor = _slurm_executor(config, run)
     try:
-        with _outside_of_any_job():
+        with outside_of_any_job():
             return Job(kind, executor.submit(task).job_id, since)
     except (FailedJobError, FailedSubmissionError) as error:
         raise SubmissionRefused(f"sbatch did not take the job: {str(error).strip()}") from error
 
 
-def _remove_old_meeting_points(run: Path) -> None:
+def remove_old_meeting_points(run: Path) -> None:
     """Clear away what killed starts left. Their names do not come again, so this only saves files."""
     for file in (run / RENDEZVOUS).glob("*"):
         with suppress(FileNotFoundError):
@@ -126,11 +126,16 @@ def _remove_old_meeting_points(run: Path) -> None:
                 file.unlink()
 
 
-def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
+def _slurm_executor(config: RunConfig, run: Path) -> Slurm:
+    executor = Slurm(RunFolder(run).logs)
+    configure(executor, config, shlex.quote(str(RunFolder(run).code)))
+    return executor
+
+
+def configure(executor: Slurm, config: RunConfig, code: str) -> None:
+    """Set what the config asks of SLURM. `code`: the snapshot's folder, as a word of the shell."""
     cluster = config.cluster
     ranks = ranks_per_node(cluster)
-    code = shlex.quote(str(RunFolder(run).code))
-    executor = _Slurm(RunFolder(run).logs)
     given = {
         "partition": cluster.partition,
         "account": cluster.account,
@@ -160,7 +165,6 @@ def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
         ],
         additional_parameters=_sbatch_options(config),
     )
-    return executor
 
 
 def _sbatch_options(config: RunConfig) -> dict[str, str | int | bool]:
@@ -205,7 +209,7 @@ def _job_environ(run: Path, base: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def _outside_of_any_job() -> Iterator[None]:
+def outside_of_any_job() -> Iterator[None]:
     """Submit from inside a job as if from a login node: sbatch takes SLURM_NTASKS and the like for options.
 
     submitit's clean_env does the same and more: it also hides SLURM_CONF and the user's SBATCH_ defaults.
