@@ -25,6 +25,7 @@ from submitit.core.core import Job as SubmititJob
 from submitit.core.utils import CommandFunction, DelayedSubmission, FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmJob
 
+from hrdc_hpc.cluster import dependencies
 from hrdc_hpc.cluster.jobs import Job
 from hrdc_hpc.cluster.submission import (
     Slurm,
@@ -145,12 +146,8 @@ def submit(config: RunConfig, runs: Sequence[Path], links: Path, part: Part, aft
 
 
 def _executor(config: RunConfig, links: Path, part: Part, after: str | None) -> Array:
-    """`config.cluster.sbatch` may have a dependency of its own: both must be met."""
-    options = dict(config.cluster.sbatch)
-    if after is not None:
-        mine = options.get("dependency")
-        options["dependency"] = ",".join([f"afterany:{after}", *([str(mine)] if mine else [])])
-    cluster = replace(config.cluster, array_parallelism=part.throttle, sbatch=options)
+    waiting = dependencies.waiting(config, after and f"afterany:{after}")
+    throttled = replace(waiting, cluster=replace(waiting.cluster, array_parallelism=part.throttle))
     executor = Array(links)
-    configure(executor, replace(config, cluster=cluster), f'{shlex.quote(str(links))}/"$SLURM_ARRAY_TASK_ID"/code')
+    configure(executor, throttled, f'{shlex.quote(str(links))}/"$SLURM_ARRAY_TASK_ID"/code')
     return executor

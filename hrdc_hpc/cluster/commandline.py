@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hrdc_hpc.cluster.exit_codes import Exit
+from hrdc_hpc.cluster.jobs import last_job
 from hrdc_hpc.cluster.times import minutes
 
 
@@ -16,6 +18,15 @@ def _time_limit(text: str) -> int:
         return minutes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _links(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_LINKS:
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 1 to {_MOST_LINKS}")
+    return int(text)
+
+
+_MOST_LINKS = 100
 
 
 CLUSTER_FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
@@ -48,15 +59,40 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_intermixed_args(words)
     if args.follow is not None:
         _refuse_others(parser, args)
+    elif args.resume is not None:
+        _resume(parser, args)
     elif args.resubmit_failed is not None:
-        if args.cfg or args.sweep or args.name or args.out_dir:
-            parser.error(
-                "--resubmit-failed takes its elements and configs from the folder: leave out --cfg, --sweep,"
-                " --name and --out-dir"
-            )
+        _refuse_beside_resubmit(parser, args)
     elif args.cfg is None:
         parser.error("--cfg is missing: a config's path, or the name of one that comes along, e.g. digits_lt.yaml")
+    args.cluster = args.cluster or "slurm"
+    if args.cluster == "local" and (args.chain > 1 or args.after):
+        parser.error("--chain and --after are for SLURM: a run on this machine depends on no other job")
+    if args.resume and (args.sweep or args.resubmit_failed):
+        parser.error("--resume is for single runs: leave out --sweep and --resubmit-failed")
+    if args.chain > 1 and (args.sweep or args.resubmit_failed):
+        parser.error("--chain is for single runs; what a sweep has left is submitted by --resubmit-failed")
     return args
+
+
+def _resume(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Fill in what a launch of the run folder's own config would be given; it goes where it was launched last."""
+    if args.cfg or args.name or args.out_dir:
+        parser.error("--resume names the run: leave out --cfg, --name and --out-dir")
+    run = Path(args.resume).absolute()
+    if not (run / "config.yaml").is_file():
+        parser.error(f"--resume: {run} is not a run folder (no config.yaml)")
+    job = last_job(run)
+    args.cfg, args.name, args.out_dir = str(run / "config.yaml"), run.name, str(run.parent)
+    args.cluster = args.cluster or (job.kind if job else None)
+
+
+def _refuse_beside_resubmit(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.cfg or args.sweep or args.name or args.out_dir:
+        parser.error(
+            "--resubmit-failed takes elements and configs from the folder: leave out --cfg, --sweep, --name and"
+            " --out-dir"
+        )
 
 
 def _refuse_others(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -69,7 +105,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hrdc_hpc.launch", description="Train a config on a cluster, or resume it.", allow_abbrev=False
     )
     parser.add_argument("--cfg", help="config file, or the name of one that comes along, e.g. digits_lt.yaml")
-    parser.add_argument("--cluster", choices=["slurm", "local"], default="slurm", help="local: train on this machine")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="go on with a run folder, by its own config, as launched before"
+    )
+    parser.add_argument("--cluster", choices=["slurm", "local"], help="local: train on this machine (default: slurm)")
     for field, (flag, kind, text) in CLUSTER_FLAGS.items():
         parser.add_argument(flag, dest=field, type=kind, help=text)
     sbatch_help = "any other sbatch option by its long name; KEY=false leaves out one of ours; may be repeated"
@@ -87,6 +126,11 @@ def _parser() -> argparse.ArgumentParser:
         "--resubmit-failed", metavar="SWEEP", help="submit what a sweep has left that is not finished or under way"
     )
     parser.add_argument("--yes", action="store_true", help="submit a large sweep without asking")
+    parser.add_argument(
+        "--chain", type=_links, default=1, metavar="N",
+        help="submit N jobs, each after the one before, for sites where jobs are not requeued",
+    )  # fmt: skip
+    parser.add_argument("--after", metavar="RUN|JOB", help="start once that run, or job, has ended well")
     parser.add_argument("--dry-run", action="store_true", help="print the job and the resolved config; write nothing")
     parser.add_argument("--prepare", action="store_true", help="make the run folder, submit nothing")
     parser.add_argument("--wait", action="store_true", help="follow the run to its end and print the result")

@@ -48,9 +48,10 @@ def note_submitting(run: Path, kind: Kind) -> None:
     _note(run, {"event": "submitting", "kind": kind})
 
 
-def note_job(run: Path, job: Job) -> None:
-    """Write down the job that was taken."""
-    _note(run, {"event": "submitted", "kind": job.kind, "job_id": job.job_id, "since": job.since})
+def note_job(run: Path, job: Job, chain: str | None = None) -> None:
+    """Write down the job that was taken; `chain`: the first job of the dependency chain that it is a link of."""
+    entry = {"event": "submitted", "kind": job.kind, "job_id": job.job_id, "since": job.since}
+    _note(run, entry if chain is None else {**entry, "chain": chain})
 
 
 def note_refusal(run: Path, why: str) -> None:
@@ -62,6 +63,19 @@ def last_job(run: Path) -> Job | None:
     """The newest submission of the run; None if there was none."""
     taken = [entry for entry in _entries(run) if entry.get("event") == "submitted"]
     return Job(taken[-1]["kind"], taken[-1]["job_id"], taken[-1]["since"]) if taken else None
+
+
+def jobs_of_launch(run: Path, job_id: str) -> list[str]:
+    """Ids of the jobs that were submitted together with this one, itself among them, in order: a chain's links."""
+    taken = [entry for entry in _entries(run) if entry.get("event") == "submitted"]
+    chain = next((entry.get("chain") for entry in reversed(taken) if entry["job_id"] == job_id), None)
+    return [entry["job_id"] for entry in taken if entry.get("chain") == chain] if chain else [job_id]
+
+
+def chained_after(run: Path, job_id: str) -> list[str]:
+    """Ids of a chain's links after this one."""
+    links = jobs_of_launch(run, job_id)
+    return links[links.index(job_id) + 1 :]
 
 
 def cut_off(run: Path) -> bool:

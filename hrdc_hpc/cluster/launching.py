@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrdc_hpc.cluster import runs, submission
+from hrdc_hpc.cluster import dependencies, runs, submission
 from hrdc_hpc.cluster.console import complain, say
 from hrdc_hpc.cluster.ends import log_path
 from hrdc_hpc.cluster.exit_codes import Exit
@@ -40,7 +40,7 @@ def launch(args: argparse.Namespace, config: RunConfig, command: Sequence[str]) 
         preflight(config.data)
         with runs.claimed(config, run, lambda: collect(command)) as found:
             if found.state != "finished":
-                job = start(found, None if args.prepare else kind, config)
+                job = start(found, None if args.prepare else kind, config, args.chain, args.after)
     if found.state == "finished":
         say(f"{run} is finished: nothing to do. To start another, give it another --name.")
         print_result(found.folder.summary() or {}, run)
@@ -52,9 +52,20 @@ def launch(args: argparse.Namespace, config: RunConfig, command: Sequence[str]) 
     return Exit.DONE
 
 
-def start(found: runs.Found, kind: Kind | None, config: RunConfig) -> Job | None:
-    """Bring the folder up to date and hand its job over, if `kind` says to whom; says what was done."""
+def start(
+    found: runs.Found, kind: Kind | None, config: RunConfig, links: int = 1, after: str | None = None
+) -> Job | None:
+    """Bring the folder up to date and hand its job over, if `kind` says to whom; says what was done.
+
+    Args:
+        found: what lies in the run folder.
+        kind: None: prepare only.
+        config: the run.
+        links: jobs in a chain; the last one is returned.
+        after: the run or job that must have ended well before it starts.
+    """
     run, job = found.folder.path, None
+    dependency = dependencies.on(after)
     for note in runs.prepare(found, config):
         say(note)
     if kind is None:
@@ -62,7 +73,7 @@ def start(found: runs.Found, kind: Kind | None, config: RunConfig) -> Job | None
         return None
     try:
         with terminal_waits():  # a job that was taken must be written down
-            job = _submit(kind, config, run)
+            job = _submit_chain(kind, config, run, links, dependency)
     except KeyboardInterrupt:
         if job:
             say(how_to_go_on(run, job))
@@ -70,8 +81,20 @@ def start(found: runs.Found, kind: Kind | None, config: RunConfig) -> Job | None
     return job
 
 
-def _submit(kind: Kind, config: RunConfig, run: Path) -> Job:
-    job = hand_over(kind, config, run)
+def _submit_chain(kind: Kind, config: RunConfig, run: Path, links: int, dependency: str | None) -> Job:
+    """Submit one job, or several of which each waits for the end of the one before, however that ends."""
+    if links == 1:
+        return _submit(kind, dependencies.waiting(config, dependency), run)
+    first = job = _submit(kind, dependencies.link(config, dependency), run, chain="")
+    for _ in range(links - 1):
+        job = _submit(kind, dependencies.link(config, f"afterany:{job.job_id}"), run, chain=first.job_id)
+    say(f"a chain of {links} jobs: each goes on where the one before ended; when the run is finished, so is the chain")
+    return job
+
+
+def _submit(kind: Kind, config: RunConfig, run: Path, chain: str | None = None) -> Job:
+    """`chain`: the first job of the chain; '' for that one itself."""
+    job = hand_over(kind, config, run, chain)
     here = f"runs on this machine, for at most {config.cluster.time_min} minutes (--time)"
     say(f"job {job.job_id} {here if kind == 'local' else 'is in the queue'}")
     say(f"run folder: {run}")
@@ -79,7 +102,7 @@ def _submit(kind: Kind, config: RunConfig, run: Path) -> Job:
     return job
 
 
-def hand_over(kind: Kind, config: RunConfig, run: Path) -> Job:
+def hand_over(kind: Kind, config: RunConfig, run: Path, chain: str | None = None) -> Job:
     """Submit or start the job of a claimed and prepared run, and write it down. Raises SubmissionRefused, OSError."""
     note_submitting(run, kind)
     try:
@@ -88,9 +111,9 @@ def hand_over(kind: Kind, config: RunConfig, run: Path) -> Job:
         note_refusal(run, str(error))
         raise
     try:
-        note_job(run, job)
+        note_job(run, job, job.job_id if chain == "" else chain)
     except OSError:
-        say(f"job {job.job_id} was taken, but cannot be written down")
+        say(f"job {job.job_id} was taken, but cannot be written down; its log: {log_path(run, job.job_id)}")
         raise
     return job
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrdc_hpc.cluster import array, commandline, runs, submission, sweep, sweep_members, sweep_submit
+from hrdc_hpc.cluster import array, commandline, dependencies, runs, submission, sweep, sweep_members, sweep_submit
 from hrdc_hpc.cluster import sweep_words as words
 from hrdc_hpc.cluster.console import complain, say
 from hrdc_hpc.cluster.exit_codes import Exit
@@ -59,6 +59,7 @@ def _launch(args: argparse.Namespace, asked: Sweep, members: Sequence[Member], c
     if args.cluster == "slurm" and not args.prepare and shutil.which("sbatch") is None:
         raise ValueError(NO_SBATCH)
     sweep_members.check_data(todo)
+    dependency = dependencies.on(args.after)
     say(words.table(verdicts))
     if not todo:
         say("nothing is left to submit")
@@ -70,7 +71,7 @@ def _launch(args: argparse.Namespace, asked: Sweep, members: Sequence[Member], c
         if not args.prepare:
             say(words.cost(todo))
             words.confirm(todo, args.yes)
-        sweep_submit.submit(asked, todo, command, prepare_only=args.prepare)
+        sweep_submit.submit(asked, todo, command, dependency, prepare_only=args.prepare)
     if args.wait:
         from hrdc_hpc.cluster import sweep_follow  # rich takes its time to import
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hrdc_hpc.cluster import array, limits, runs, snapshot, submission, sweep
+from hrdc_hpc.cluster import array, dependencies, limits, runs, snapshot, submission, sweep
 from hrdc_hpc.cluster.console import say
 from hrdc_hpc.cluster.jobs import Job, note_job, note_refusal, note_submitting
 from hrdc_hpc.cluster.signals import terminal_waits
@@ -68,8 +68,18 @@ def claimed(asked: Sweep) -> Iterator[tuple[Sweep, Lease]]:
         claim.release()
 
 
-def submit(asked: Sweep, members: Sequence[Member], command: Sequence[str], *, prepare_only: bool) -> None:
-    """Claim the sweep and the elements, bring their folders up to date, submit."""
+def submit(
+    asked: Sweep, members: Sequence[Member], command: Sequence[str], dependency: str | None, *, prepare_only: bool
+) -> None:
+    """Claim the sweep and the elements, bring their folders up to date, submit.
+
+    Args:
+        asked: the sweep as it is to be.
+        members: elements to submit.
+        command: for the manifests.
+        dependency: sbatch's words for what must have ended before.
+        prepare_only: submit nothing.
+    """
     manifest = functools.cache(lambda: collect(command))
     with claimed(asked) as (there, _), ExitStack() as claims:
         ask, todo = Asked(members), []
@@ -83,7 +93,7 @@ def submit(asked: Sweep, members: Sequence[Member], command: Sequence[str], *, p
         if prepare_only:
             say(f"prepared {there.path}; submit it with: {runs.resubmit_command(there.path)}")
             return
-        _submit_arrays(there, _within_limit(there, todo))
+        _submit_arrays(there, _within_limit(there, todo), dependency)
 
 
 def _within_limit(there: Sweep, members: list[Member]) -> list[Member]:
@@ -103,14 +113,16 @@ def _within_limit(there: Sweep, members: list[Member]) -> list[Member]:
     return members[:limit]
 
 
-def _submit_arrays(there: Sweep, members: Sequence[Member]) -> None:
+def _submit_arrays(there: Sweep, members: Sequence[Member], dependency: str | None) -> None:
     job_ids: list[str] = []
     for config, group, part in arrays(there, members):
         number = next_number(there.path)
         after = None if part.after is None else job_ids[part.after]
         with terminal_waits():  # jobs that were taken must be written down
             try:
-                jobs = _submit_one(config, group, array.links_folder(there.path, number), part, after)
+                jobs = _submit_one(
+                    dependencies.waiting(config, dependency), group, array.links_folder(there.path, number), part, after
+                )
             except submission.SubmissionRefused as error:
                 if not job_ids:
                     raise

@@ -281,8 +281,34 @@ _BLANK = str.maketrans("\n\t", "  ")
 
 
 @options
+class Requeue:
+    """How often a job comes back by itself, by the cause of its last end; counted within one job id.
+
+    0 means never. Whatever is used up, the run is saved, and a new launch goes on with it.
+    """
+
+    preemptions: NonNegativeInt = 1000
+    """Preempted, or requeued by SLURM because a node was lost."""
+    time_limits: NonNegativeInt = 1000
+    failures: NonNegativeInt = 10
+    """Crashed, or a rank was killed."""
+    hangs: NonNegativeInt = 5
+    """Left by the watchdog."""
+    bad_nodes: NonNegativeInt = 5
+    """A node failed its health check."""
+    excluded_nodes: NonNegativeInt = 4
+    """Nodes that the job may be kept away from because they failed; more, and it might pend for ever."""
+    without_progress: PositiveInt = 2
+    """Attempts in a row that may end by themselves without a new checkpoint."""
+    without_progress_preempted: PositiveInt = 10
+    """The same where the cluster ended them: a busy night may preempt a run twice while it starts up."""
+    gpu_hours: PositiveFloat | None = None
+    """Of all attempts together, after which it does not come back; rank-hours on CPUs. Unset: no limit."""
+
+
+@options
 class Cluster:
-    """What is asked of the scheduler; every field has a flag of `launch`."""
+    """What is asked of the scheduler; every field but `requeue` has a flag of `launch`."""
 
     partition: str | None = None
     nodes: PositiveInt = 1
@@ -305,6 +331,7 @@ class Cluster:
     """A sweep of more elements is submitted only when it was confirmed."""
     ask_hours: PositiveFloat = 100.0
     """The same for a sweep that may use more GPU-hours than this (CPU-hours without GPUs) until its time limit."""
+    requeue: Requeue = Requeue()
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Any other sbatch option, without the dashes."""
     setup: tuple[str, ...] = ()

@@ -99,7 +99,7 @@ def test_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_every_cluster_field_has_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert {*CLUSTER_FLAGS, "sbatch", "setup"} == {field.name for field in dataclasses.fields(Cluster)}
+    assert {*CLUSTER_FLAGS, "sbatch", "setup", "requeue"} == {field.name for field in dataclasses.fields(Cluster)}
     assert launch("--dry-run", *EVERYTHING, "--ranks-per-node", "5", "--name", "007", "--out-dir", "else where") == 0
     text = capsys.readouterr().out.partition("config.yaml, in ")[2].partition("\n")[2]
     (place / "back.yaml").write_text(text)
