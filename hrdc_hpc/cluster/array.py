@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import shutil
 import time
 import uuid
@@ -25,12 +24,12 @@ from submitit.core.core import Job as SubmititJob
 from submitit.core.utils import CommandFunction, DelayedSubmission, FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmJob
 
-from hrdc_hpc.cluster import dependencies
+from hrdc_hpc.cluster import dependencies, script
 from hrdc_hpc.cluster.jobs import Job
 from hrdc_hpc.cluster.submission import (
     Slurm,
     SubmissionRefused,
-    configure,
+    configured,
     outside_of_any_job,
     remove_old_meeting_points,
 )
@@ -74,9 +73,10 @@ class Array(Slurm):
     submitit's own way of submitting a batch makes a plain SlurmExecutor, and a plain job out of a single element.
     """
 
-    def __init__(self, links: Path) -> None:
+    def __init__(self, config: RunConfig, links: Path) -> None:
         """`links`: the array's folder; the run folder of element i is at its name i."""
-        super().__init__(links / "%a" / "logs")
+        super().__init__(config, links / script.ELEMENT)
+        self.folder = links / "%a" / "logs"
         self.links = links
 
     def of(self, count: int) -> Array:
@@ -90,18 +90,17 @@ class Array(Slurm):
             submission.set_timeout(self.parameters["time"], self.max_num_timeout)
             pickles.append(self.links / str(index) / "logs" / f".{uuid.uuid4().hex}.pkl")
             submission.dump(pickles[-1])
-        script = self.links / "submission.sh"
-        script.write_text(self.of(len(submissions)).sbatch_text())
+        text = self.links / "submission.sh"
+        text.write_text(self.of(len(submissions)).sbatch_text())
         try:
-            answer = CommandFunction(["sbatch", str(script)], verbose=False)()
+            answer = CommandFunction(["sbatch", str(text)], verbose=False)()
         except FailedJobError:
             for pickle in pickles:
                 pickle.unlink()
             raise
         array = self._get_job_id_from_submission_command(answer)
-        ranks = list(range(self._num_tasks()))
         jobs: list[SubmititJob[Any]] = [
-            SlurmJob(self.folder, job_id=f"{array}_{index}", tasks=ranks) for index in range(len(pickles))
+            SlurmJob(self.folder, job_id=f"{array}_{index}", tasks=[0]) for index in range(len(pickles))
         ]
         for job, pickle in zip(jobs, pickles, strict=True):
             job.paths.move_temporary_file(pickle, "submitted_pickle")  # an element that starts now waits for it
@@ -148,6 +147,4 @@ def submit(config: RunConfig, runs: Sequence[Path], links: Path, part: Part, aft
 def _executor(config: RunConfig, links: Path, part: Part, after: str | None) -> Array:
     waiting = dependencies.waiting(config, after and f"afterany:{after}")
     throttled = replace(waiting, cluster=replace(waiting.cluster, array_parallelism=part.throttle))
-    executor = Array(links)
-    configure(executor, throttled, f'{shlex.quote(str(links))}/"$SLURM_ARRAY_TASK_ID"/code')
-    return executor
+    return configured(Array(throttled, links))

@@ -11,11 +11,19 @@ from typing import Any, NoReturn
 from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.cluster.jobs import last_job
 from hrdc_hpc.cluster.times import minutes
+from hrdc_hpc.config.nodes import parse_nodes
 
 
 def _time_limit(text: str) -> int:
     try:
         return minutes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _nodes(text: str) -> int | str:
+    try:
+        return parse_nodes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -31,7 +39,8 @@ _MOST_LINKS = 100
 
 CLUSTER_FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "partition": ("--partition", str, "SLURM partition"),
-    "nodes": ("--nodes", int, "number of nodes"),
+    "profile": ("--profile", str, "cluster profile: a file, or the name of one that comes along, e.g. apptainer"),
+    "nodes": ("--nodes", _nodes, "number of nodes, or a range of which SLURM chooses, e.g. 2-4"),
     "gpus_per_node": ("--gpus-per-node", int, "GPUs per node (0: CPU)"),
     "ranks_per_node": ("--ranks-per-node", int, "processes per node (one per GPU, or one)"),
     "cpus_per_rank": ("--cpus-per-rank", int, "CPU cores per process"),
@@ -45,7 +54,8 @@ CLUSTER_FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "ask_elements": ("--ask-elements", int, "a sweep of more elements than this wants --yes or an answer"),
     "ask_hours": ("--ask-hours", float, "the same for a sweep of more GPU-hours (CPU-hours without GPUs)"),
 }
-"""Field of the config's cluster section: its flag, type and help. `sbatch` and `setup` take several values."""
+"""Field of the config's cluster section: its flag, type and help. `sbatch` and `setup` take several values; what
+belongs to a cluster rather than to a run has no flag: a profile, or cluster.KEY=VALUE."""
 
 
 class _Parser(argparse.ArgumentParser):

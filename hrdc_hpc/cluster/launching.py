@@ -35,6 +35,8 @@ def launch(args: argparse.Namespace, config: RunConfig, command: Sequence[str]) 
         return _dry_run(kind, config, run)
     if kind == "slurm" and not args.prepare and shutil.which("sbatch") is None:
         raise ValueError(NO_SBATCH)
+    for note in submission.notes(kind, config, ask=not args.prepare):
+        say(f"note: {note}")
     found, job = runs.look(config, run), None  # refuses before anything is made
     if found.state != "finished":
         preflight(config.data)
@@ -137,6 +139,8 @@ def _dry_run(kind: Kind, config: RunConfig, run: Path) -> int:
     if kind == "slurm" and shutil.which("sbatch") is None:
         complain(f"launched here, this would stop: {NO_SBATCH}")
     try:
+        for note in submission.notes(kind, config, ask=shutil.which("sbatch") is not None):
+            complain(f"note: {note}")
         if runs.look(config, run).state == "finished":
             complain(f"launched here, this would do nothing: {run} is finished")
         else:

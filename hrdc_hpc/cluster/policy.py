@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hrdc_hpc.cluster.history import Cause, Story
-from hrdc_hpc.config.schema import Requeue
+from hrdc_hpc.config.cluster import Requeue
 
 CLUSTER_ENDED: tuple[Cause, ...] = ("preempted", "node lost")
 """Ends that say nothing about the run."""

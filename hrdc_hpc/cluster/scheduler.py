@@ -77,6 +77,11 @@ def queue_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def jobs_of_mine() -> int:
+    """Return how many jobs of this user are queued or running; each element of an array counts."""
+    return len(call("squeue", "--me", "--noheader", "--array", "--format=%i").splitlines())
+
+
 def requeue(job_id: str, tries: int = 4, pause_s: float = 2.0) -> None:
     """Put a running job back into the queue; asks again while the controller restarts. Raises SchedulerError."""
     for left in reversed(range(tries)):

@@ -58,6 +58,8 @@ def _launch(args: argparse.Namespace, asked: Sweep, members: Sequence[Member], c
         return _dry_run(args, asked, verdicts)
     if args.cluster == "slurm" and not args.prepare and shutil.which("sbatch") is None:
         raise ValueError(NO_SBATCH)
+    for note in _notes(args.cluster, todo, ask=not args.prepare):
+        say(f"note: {note}")
     sweep_members.check_data(todo)
     dependency = dependencies.on(args.after)
     say(words.table(verdicts))
@@ -91,6 +93,12 @@ def _check(kind: Kind, members: Sequence[Member]) -> None:
     wrong.raise_if_any()
 
 
+def _notes(kind: Kind, members: Sequence[Member], *, ask: bool) -> list[str]:
+    """What the user should know; each way of asking for nodes is compared with the cluster once."""
+    asked = {repr(member.config.cluster): member.config for member in members}
+    return [note for config in asked.values() for note in submission.notes(kind, config, ask=ask)]
+
+
 def _at_once(args: argparse.Namespace, members: Sequence[Member]) -> int:
     """On this machine one at a time, unless the command line says otherwise: the config's number is meant for SLURM."""
     given = any(word.startswith("cluster.array_parallelism=") for word in args.overrides)
@@ -119,6 +127,8 @@ def _dry_run(args: argparse.Namespace, asked: Sweep, verdicts: Sequence[Verdict]
     if args.cluster == "slurm" and shutil.which("sbatch") is None:
         complain(f"launched here, this would stop: {NO_SBATCH}")
     try:
+        for note in _notes(args.cluster, todo, ask=shutil.which("sbatch") is not None):
+            complain(f"note: {note}")
         sweep_members.check_data(todo)
     except ValueError as error:
         complain(f"launched here, this would stop: {error}")

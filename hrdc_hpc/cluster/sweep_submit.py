@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from hrdc_hpc.cluster import array, dependencies, limits, runs, snapshot, submission, sweep
+from hrdc_hpc.cluster import array, dependencies, limits, runs, scheduler, snapshot, submission, sweep
 from hrdc_hpc.cluster.console import say
 from hrdc_hpc.cluster.jobs import Job, note_job, note_refusal, note_submitting
 from hrdc_hpc.cluster.signals import terminal_waits
@@ -99,7 +99,10 @@ def submit(
 def _within_limit(there: Sweep, members: list[Member]) -> list[Member]:
     """As many as may be queued; says how the others get their turn."""
     limit = limits.submit_limit()
-    if limit is None or len(members) <= limit:
+    if limit is None:
+        return members
+    limit -= scheduler.jobs_of_mine()
+    if len(members) <= limit:
         return members
     if limit <= 0:
         raise submission.SubmissionRefused(

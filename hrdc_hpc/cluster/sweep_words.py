@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from hrdc_hpc.cluster import submission
+from hrdc_hpc.cluster.shape import ranks_per_node
 from hrdc_hpc.cluster.sweep_members import Member, Verdict
-from hrdc_hpc.config.schema import Cluster
+from hrdc_hpc.config.cluster import Cluster
+from hrdc_hpc.config.nodes import node_range
 
 _LISTED = 40
 """Elements that are named one by one."""
@@ -25,27 +26,33 @@ def table(verdicts: Sequence[Verdict]) -> str:
     return "\n".join([*lines, f"{len(verdicts)} elements: {', '.join(f'{n} {words[act]}' for n, act in counts if n)}"])
 
 
-def _hours(cluster: Cluster) -> tuple[float, str]:
-    """Hours of one element at most, and of what: GPUs, or CPU cores where no GPU is asked for."""
-    each = cluster.gpus_per_node or submission.ranks_per_node(cluster) * cluster.cpus_per_rank
-    return cluster.nodes * each * cluster.time_min / 60, "GPU" if cluster.gpus_per_node else "CPU"
+def _asked(cluster: Cluster) -> tuple[int, int, str]:
+    """Most nodes of an element, and of what how much on each: GPUs, or CPU cores where no GPU is asked for."""
+    cpus = ranks_per_node(cluster) * cluster.cpus_per_rank
+    _, nodes = node_range(cluster.nodes)
+    return (nodes, cluster.gpus_per_node, "GPU") if cluster.gpus_per_node else (nodes, cpus, "CPU")
+
+
+def _hours(members: Sequence[Member]) -> float:
+    """The most hours that the elements can use until their first time limits."""
+    asked = ((*_asked(member.config.cluster), member.config.cluster.time_min) for member in members)
+    return sum(nodes * each * minutes / 60 for nodes, each, _, minutes in asked)
 
 
 def cost(members: Sequence[Member]) -> str:
-    """The most that the elements can use until their first time limit."""
+    """One line: how much the elements can use, as the first of them asks for it."""
     cluster = members[0].config.cluster
-    hours, what = _hours(cluster)
-    each = cluster.gpus_per_node or submission.ranks_per_node(cluster) * cluster.cpus_per_rank
+    nodes, each, what = _asked(cluster)
     return (
-        f"{len(members)} elements x {cluster.nodes} nodes x {each} {what}s x {cluster.time_min} minutes"
-        f" = at most {len(members) * hours:.4g} {what}-hours, {cluster.array_parallelism} elements at a time"
+        f"{len(members)} elements x {nodes} nodes x {each} {what}s x {cluster.time_min} minutes"
+        f" = at most {_hours(members):.4g} {what}-hours, {cluster.array_parallelism} elements at a time"
     )
 
 
 def confirm(members: Sequence[Member], yes: bool) -> None:
     """Ask before a large sweep. Raises ValueError if the answer is no, or nobody is there to give one."""
     cluster = members[0].config.cluster
-    hours = len(members) * _hours(cluster)[0]
+    hours = _hours(members)
     if yes or (len(members) <= cluster.ask_elements and hours <= cluster.ask_hours):
         return
     limit = f"more than {cluster.ask_elements} elements or {cluster.ask_hours:g} hours (--ask-elements, --ask-hours)"

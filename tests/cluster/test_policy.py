@@ -8,7 +8,7 @@ import pytest
 
 from hrdc_hpc.cluster.history import Cause, Story
 from hrdc_hpc.cluster.policy import verdict
-from hrdc_hpc.config.schema import Requeue
+from hrdc_hpc.config.cluster import Requeue
 
 
 def story(cause: Cause, *, progressed: bool = True, hours: float = 1.0) -> Story:

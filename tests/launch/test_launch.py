@@ -15,9 +15,9 @@ import pytest
 
 import hrdc_hpc
 from hrdc_hpc.cluster.commandline import CLUSTER_FLAGS
+from hrdc_hpc.config.cluster import Cluster
 from hrdc_hpc.config.load import load, to_yaml
 from hrdc_hpc.config.paths import absolute
-from hrdc_hpc.config.schema import Cluster
 from hrdc_hpc.launch import main
 
 from launching import contents, launch
@@ -36,10 +36,15 @@ EVERYTHING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("least", []), ("cpu_two_nodes", ["--nodes", "2", "--time", "30"]), ("everything", EVERYTHING)],
-)
+GOLDEN_LAUNCHES = {
+    "least": [],
+    "cpu_two_nodes": ["--nodes", "2", "--time", "30"],
+    "everything": EVERYTHING,
+    "malleable": ["--nodes", "2-4", "--gpus-per-node", "4", "--cpus-per-rank", "8", "--signal-delay", "0"],
+}
+
+
+@pytest.mark.parametrize(("name", "arguments"), GOLDEN_LAUNCHES.items())
 def test_the_sbatch_text(place: Path, capsys: pytest.CaptureFixture[str], name: str, arguments: list[str]) -> None:
     assert launch("--dry-run", *arguments) == 0
     text = capsys.readouterr().out.partition("\n# the run's config.yaml")[0]
@@ -98,8 +103,14 @@ def test_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str])
     assert "no sbatch on the PATH" in capsys.readouterr().err  # said, but no reason to stop
 
 
-def test_every_cluster_field_has_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert {*CLUSTER_FLAGS, "sbatch", "setup", "requeue"} == {field.name for field in dataclasses.fields(Cluster)}
+def test_every_cluster_field_of_a_run_has_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_a_cluster = {
+        "srun", "cpu_bind", "gpu_bind", "modules", "venv", "python", "container", "environment", "nccl",
+        "network_interface", "scratch", "compile_cache", "requeue",
+    }  # fmt: skip
+    flags = {*CLUSTER_FLAGS, "sbatch", "setup"}
+    assert flags | of_a_cluster == {field.name for field in dataclasses.fields(Cluster)}
+    assert not flags & of_a_cluster
     assert launch("--dry-run", *EVERYTHING, "--ranks-per-node", "5", "--name", "007", "--out-dir", "else where") == 0
     text = capsys.readouterr().out.partition("config.yaml, in ")[2].partition("\n")[2]
     (place / "back.yaml").write_text(text)
@@ -143,6 +154,11 @@ def test_an_override_after_the_flags_wins(place: Path, capsys: pytest.CaptureFix
     [
         (["optim.learning_rate=1"], "optim.learning_rate: unknown key"),
         (["--nodes", "0"], "cluster.nodes"),
+        (["--nodes", "4-2"], "cluster.nodes: must go from fewer to more, such as 2-4; got 4-2"),
+        (["cluster.nodes=2 to 4"], "must be a whole number above 0 or a range MIN-MAX such as 2-4; got '2 to 4'"),
+        (["--cluster", "local", "--nodes", "1-2"], "cluster.nodes: 1-2, but --cluster local is this machine alone"),
+        (["--nodes", "30-33"], "cluster.nodes 30-33, 1 rank on each of 33: optim.accumulation: 1 pieces, but a rank's"),
+        (["--nodes", "1-3", "model.batch_norm=ghost", "model.ghost_size=8"], "1 rank on each of 3: model.ghost_size"),
         (["--name", "a/b"], "name: "),
         (["--out-dir", "a:b"], "must not contain ':'"),
         (["--out-dir", "100%"], "must not contain '%'"),
@@ -179,7 +195,8 @@ def test_a_wrong_launch_says_why_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--nodes", "two"], "invalid int value: 'two'"),
+        (["--nodes", "two"], "must be a whole number above 0 or a range MIN-MAX such as 2-4; got 'two'"),
+        (["--nodes", "2-"], "a range MIN-MAX such as 2-4; got '2-'"),
         (["--time", "1 day"], "known: minutes, minutes:seconds"),
         (["--partitoin", "gpu"], "unrecognized arguments"),
         (["--cluster", "moon"], "invalid choice"),
