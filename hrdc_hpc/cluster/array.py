@@ -79,6 +79,10 @@ class Array(Slurm):
         self.folder = links / "%a" / "logs"
         self.links = links
 
+    def log_pattern(self) -> str:
+        """Return where the ranks log: an element's %j is not the id that it has for everybody else."""
+        return super().log_pattern().replace("%j", "%A_%a")
+
     def of(self, count: int) -> Array:
         """Have it be an array of `count` elements."""
         self.parameters["map_count"] = count

@@ -59,12 +59,16 @@ class Slurm(SlurmExecutor):  # type: ignore[misc, unused-ignore]
         """Return the text that is handed to sbatch; the same function writes it at submission."""
         return self._make_submission_file_text(self._submitit_command_str, uid="")
 
+    def log_pattern(self) -> str:
+        """Return where the ranks log, in srun's words."""
+        return str(JobPaths(folder=self.folder).stdout)
+
     @property
     def _submitit_command_str(self) -> str:
         return f"-u -m submitit.core._submit {shlex.quote(str(self.folder))}"
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        line = script.srun_line(self.config, self.run, command, str(JobPaths(folder=self.folder).stdout))
+        line = script.srun_line(self.config, self.run, command, self.log_pattern())
         text: str = super()._make_submission_file_text(line, uid)
         if self.config.cluster.signal_delay_s == 0:  # submitit always asks for one
             text = "".join(line for line in text.splitlines(True) if not line.startswith("#SBATCH --signal="))

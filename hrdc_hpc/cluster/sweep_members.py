@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hrdc_hpc.cluster import runs
 from hrdc_hpc.cluster.ends import read_ends
@@ -18,6 +18,7 @@ from hrdc_hpc.config.grid import Element
 from hrdc_hpc.config.load import load, loads
 from hrdc_hpc.config.paths import absolute
 from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.config.types import Component
 from hrdc_hpc.data.preflight import preflight
 from hrdc_hpc.record.folder import RunFolder
 
@@ -74,10 +75,10 @@ def of_command(cfg: str, elements: Sequence[Element], given: Sequence[str]) -> l
 
     Raises ValueError with all problems of all elements, also for two that are the same run.
     """
-    wrong, found = Wrong(), []
+    wrong, found, there = Wrong(), [], _as_configured(cfg, given)
     for element in elements:
         try:
-            config = absolute(load(cfg, element.overrides(given)))
+            config = absolute(load(cfg, replace(element, values=_changing(element, there)).overrides(given)))
         except ConfigError as error:
             wrong.add(element, error)
         else:
@@ -90,6 +91,28 @@ def of_command(cfg: str, elements: Sequence[Element], given: Sequence[str]) -> l
             wrong.add(member.element, ValueError(f"is the same run as {first.name}: every setting comes out the same"))
     wrong.raise_if_any()
     return found
+
+
+def _as_configured(cfg: str, given: Sequence[str]) -> RunConfig | None:
+    try:
+        return load(cfg, given)
+    except ConfigError:  # what is missing may be swept over; whatever else is wrong, the elements say
+        return None
+
+
+def _changing(element: Element, there: RunConfig | None) -> dict[str, str]:
+    """The element's values without the names of components that the config has there already.
+
+    As an override, `method=hrdc` means HRDC with its defaults; in a sweep over methods it means the config's own.
+    """
+    return {key: value for key, value in element.values.items() if _component(there, key) != value}
+
+
+def _component(config: RunConfig | None, key: str) -> str | None:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value.options if isinstance(value, Component) else value, part, None)
+    return value.name if isinstance(value, Component) else None
 
 
 def of_sweep(sweep: Sweep, given: Sequence[str] = ()) -> list[Member]:
