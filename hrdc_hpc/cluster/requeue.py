@@ -67,7 +67,10 @@ def after_stop(reasons: Iterable[str], run: Path, place: Place) -> End:
         return _outside_slurm(reasons)
     job_id = str(place.job["job_id"])
     try:
-        cause, words = cause_of_stop(reasons, _show(job_id, sure="SIGTERM" in reasons))
+        shown = _show(job_id, sure="SIGTERM" in reasons)
+        if int(shown.get("Restarts") or 0) > int(place.job.get("restart_count", 0)):
+            return End(Exit.REQUEUE, "preempted", "SLURM has requeued it: preempted without a grace, or by scontrol")
+        cause, words = cause_of_stop(reasons, shown)
         judged = judge_after(run, job_id, cause)
         if not judged.comes_back:
             log.info("job %s is not requeued: %s; saved, and the same launch command resumes", job_id, judged.why)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hrdc_hpc.cluster import nccl
+from hrdc_hpc.cluster import nccl, teardown
 from hrdc_hpc.cluster.shape import is_malleable, ranks_per_node
 from hrdc_hpc.config.cluster import Cluster
 from hrdc_hpc.config.schema import RunConfig
@@ -74,12 +74,14 @@ def before(config: RunConfig, run: Path) -> list[str]:
         names = [*variables, "PYTHONPATH", "PYTHONSAFEPATH"]
         lines.append("# or the image's own values would win")
         lines += [f'export APPTAINERENV_{name}="${name}"' for name in names]
+    # this shell outlives its ranks, which save, and they ask when the job ends
+    lines += [teardown.TRAP, teardown.END_TIME]
     return lines
 
 
-def after(config: RunConfig, run: Path) -> list[str]:  # noqa: ARG001 - the place for lines that need them
-    """Lines behind srun."""
-    return []
+def after(config: RunConfig, run: Path) -> list[str]:
+    """Lines behind srun, which end the script with srun's exit code."""
+    return teardown.after_srun(shell(run), python_here(config, run))
 
 
 def srun_line(config: RunConfig, run: Path, arguments: str, output: str) -> str:

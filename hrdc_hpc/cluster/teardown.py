@@ -50,7 +50,13 @@ case $answer in
 esac
 exit $rc
 """
-TRAP = "trap : TERM USR1 USR2 CONT  # this shell outlives its ranks; they save"
+TRAP = "trap : TERM USR1 USR2"
+_ID = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
+END_TIME = (
+    "export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-"
+    f'$(date --date="$(squeue --noheader --job="{_ID}" --format=%e)" +%s)}}'
+)
+"""SLURM 22.05 does not set it."""
 
 
 def after_srun(run: str, python: str) -> list[str]:

@@ -20,7 +20,7 @@ from attempts import add_attempt, empty_run
 # shortened from `scontrol --oneliner show job` of SLURM 22.05
 SHOWN = (
     "JobId=71 JobName=run UserId=u(1) JobState={state} Reason={reason} PreemptEligibleTime=2026-11-24T02:10:00"
-    " PreemptTime={preempt} Comment=a=b JobState=no TRES=cpu=2,node=2 Command=/runs/it's here/x.sh"
+    " PreemptTime={preempt} Restarts={restarts} Comment=a=b JobState=no TRES=cpu=2,node=2 Command=/runs/it's here/x.sh"
 )
 SCONTROL = """#!/bin/bash
 echo "$@" >> "$FAKE/asked"
@@ -41,8 +41,10 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setattr(scheduler.time, "sleep", lambda _: None)
 
-    def prepare(state: str = "RUNNING", preempt: str = "None", reason: str = "None", failures: str = "") -> Path:
-        (tmp_path / "shown").write_text(SHOWN.format(state=state, preempt=preempt, reason=reason))
+    def prepare(
+        state: str = "RUNNING", preempt: str = "None", reason: str = "None", failures: str = "", restarts: int = 0
+    ) -> Path:
+        (tmp_path / "shown").write_text(SHOWN.format(state=state, preempt=preempt, reason=reason, restarts=restarts))
         (tmp_path / "failures").write_text(failures)
         return tmp_path / "asked"
 
@@ -81,6 +83,14 @@ def test_a_cancelled_job_is_not_requeued(
     end = after_stop(reasons, run, IN_SLURM)
     assert (end.code, end.cause) == (Exit.DO_NOT_REQUEUE, "cancelled")
     assert "requeue" not in asked.read_text()
+
+
+def test_what_slurm_has_requeued_already_is_left_to_it(scontrol: Callable[..., Path], run: Path) -> None:
+    """Seen on 22.05 with GraceTime=0: at its SIGTERM the job is COMPLETING without PreemptTime; Restarts counts."""
+    asked = scontrol(state="COMPLETING", restarts=1)
+    end = after_stop(["SIGTERM"], run, IN_SLURM)
+    assert (end.code, end.cause) == (Exit.REQUEUE, "preempted")
+    assert asked.read_text() == "--oneliner show job 71_3\n"
 
 
 def test_the_stop_file_is_not_requeued(scontrol: Callable[..., Path], run: Path) -> None:

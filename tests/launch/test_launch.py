@@ -108,7 +108,7 @@ def test_every_cluster_field_of_a_run_has_a_flag(place: Path, capsys: pytest.Cap
         "srun", "cpu_bind", "gpu_bind", "modules", "venv", "python", "container", "environment", "nccl",
         "network_interface", "scratch", "compile_cache", "requeue",
     }  # fmt: skip
-    flags = {*CLUSTER_FLAGS, "sbatch", "setup"}
+    flags = {*CLUSTER_FLAGS, "sbatch", "setup", "requeue"}
     assert flags | of_a_cluster == {field.name for field in dataclasses.fields(Cluster)}
     assert not flags & of_a_cluster
     assert launch("--dry-run", *EVERYTHING, "--ranks-per-node", "5", "--name", "007", "--out-dir", "else where") == 0
@@ -129,7 +129,7 @@ def test_sbatch_options_that_are_true_or_false(place: Path, capsys: pytest.Captu
     options = ["requeue=false", "exclusive=true", "hold=no"]
     assert launch("--dry-run", *(word for option in options for word in ("--sbatch", option))) == 0
     text = capsys.readouterr().out.partition("\n# the run's config.yaml")[0]
-    assert "requeue" not in text
+    assert "#SBATCH --requeue" not in text
     assert "#SBATCH --exclusive\n" in text
     assert "#SBATCH --hold=no\n" in text  # text, for sbatch to judge
 
