@@ -19,6 +19,7 @@ from hrdc_hpc.record.files import json_lines
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import peek
 from hrdc_hpc.record.metrics import attempt_files
+from hrdc_hpc.record.newest import landmarks
 
 Cause = Literal[
     "finished", "running", "preempted", "time limit", "cancelled", "stop file", "stopped", "node lost", "killed",
@@ -72,7 +73,7 @@ def history(run: Path) -> list[Story]:
     folder = RunFolder(run)
     attempts = [attempt for attempt in read_attempts(folder) if "time" in attempt]
     files, ends = attempt_files(folder), _ends(run)
-    told = [json_lines(files[a["attempt"]].read_bytes()) if a["attempt"] in files else () for a in attempts]
+    told = [landmarks(files[a["attempt"]]) if a["attempt"] in files else () for a in attempts]
     stories = [
         _story(attempt, list(records), ends, attempts[i + 1] if i + 1 < len(attempts) else None)
         for i, (attempt, records) in enumerate(zip(attempts, told, strict=True))

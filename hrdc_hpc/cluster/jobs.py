@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import peek
 
 Kind = Literal["slurm", "local"]
+Phase = Literal["queued", "running", "gone"]
 
 _QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
@@ -35,8 +37,11 @@ class Job:
 class JobState:
     """Where a job is: waiting, at work, or gone for good; and the scheduler's own word for it."""
 
-    phase: Literal["queued", "running", "gone"]
+    phase: Phase
     word: str
+
+
+_FORGOTTEN = JobState("gone", "no longer known to SLURM")
 
 
 def note_submitting(run: Path, kind: Kind) -> None:
@@ -57,8 +62,14 @@ def note_refusal(run: Path, why: str) -> None:
 
 def last_job(run: Path) -> Job | None:
     """The newest submission of the run; None if there was none."""
-    taken = [entry for entry in _entries(run) if entry.get("event") == "submitted"]
-    return Job(taken[-1]["kind"], taken[-1]["job_id"], taken[-1]["since"]) if taken else None
+    taken = all_jobs(run)
+    return taken[-1] if taken else None
+
+
+def all_jobs(run: Path) -> list[Job]:
+    """Every job that was taken, oldest first: a chain has several in the queue at once."""
+    taken = (entry for entry in _entries(run) if entry.get("event") == "submitted")
+    return [Job(entry["kind"], entry["job_id"], entry["since"]) for entry in taken]
 
 
 def jobs_of_launch(run: Path, job_id: str) -> list[str]:
@@ -106,13 +117,33 @@ def job_state(run: Path, job: Job) -> JobState:
             return JobState("running", "stopping, because its controller was killed")
         return JobState("gone", "ended")
     try:
-        state, reason = scheduler.queue_state(job.job_id)
+        return _slurm_state(*scheduler.queue_state(job.job_id))
     except scheduler.NoSuchJob:
-        return JobState("gone", "no longer known to SLURM")
+        return _FORGOTTEN
+
+
+def job_states(jobs: Mapping[Path, Job]) -> dict[Path, JobState]:
+    """Where the jobs of several runs are, by run folder; SLURM is asked once. Raises SchedulerError."""
+    answer = scheduler.queue_states(job.job_id for job in jobs.values() if job.kind == "slurm")
+    found = {}
+    for run, job in jobs.items():
+        if job.kind == "local":
+            found[run] = job_state(run, job)
+        else:
+            found[run] = _slurm_state(*answer[job.job_id]) if job.job_id in answer else _FORGOTTEN
+    return found
+
+
+def _slurm_state(state: str, reason: str) -> JobState:
     word = state if reason in ("", "None") else f"{state} ({reason})"
+    return JobState(phase_of(state), word)
+
+
+def phase_of(state: str) -> Phase:
+    """Where a job in SLURM's state `state`, in full, is."""
     if state in _QUEUED:
-        return JobState("queued", word)
-    return JobState("running" if state in _RUNNING else "gone", word)
+        return "queued"
+    return "running" if state in _RUNNING else "gone"
 
 
 def _controller_lives(run: Path, job: Job) -> bool:

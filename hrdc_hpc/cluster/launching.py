@@ -23,6 +23,7 @@ from hrdc_hpc.config.load import loads, to_yaml
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.data.preflight import preflight
 from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.manifest import collect
 
 
 def launch(args: argparse.Namespace, config: RunConfig, command: Sequence[str]) -> int:
@@ -39,7 +40,7 @@ def launch(args: argparse.Namespace, config: RunConfig, command: Sequence[str]) 
     found, job = runs.look(config, run), None  # refuses before anything is made
     if found.state != "finished":
         preflight(config.data)
-        with runs.claimed(config, run, command) as found:
+        with runs.claimed(config, run, lambda: collect(command)) as found:
             if found.state != "finished":
                 job = start(found, None if args.prepare else kind, config, args.chain, args.after)
     if found.state == "finished":
@@ -95,6 +96,16 @@ def _submit_chain(kind: Kind, config: RunConfig, run: Path, links: int, dependen
 
 def _submit(kind: Kind, config: RunConfig, run: Path, chain: str | None = None) -> Job:
     """`chain`: the first job of the chain; '' for that one itself."""
+    job = hand_over(kind, config, run, chain)
+    here = f"runs on this machine, for at most {config.cluster.time_min} minutes (--time)"
+    say(f"job {job.job_id} {here if kind == 'local' else 'is in the queue'}")
+    say(f"run folder: {run}")
+    say(f"log:        {log_path(run, job.job_id)}")
+    return job
+
+
+def hand_over(kind: Kind, config: RunConfig, run: Path, chain: str | None = None) -> Job:
+    """Submit or start the job of a claimed and prepared run, and write it down. Raises SubmissionRefused, OSError."""
     note_submitting(run, kind)
     try:
         job = submission.submit(kind, config, run)
@@ -103,11 +114,9 @@ def _submit(kind: Kind, config: RunConfig, run: Path, chain: str | None = None) 
         raise
     try:
         note_job(run, job, job.job_id if chain == "" else chain)
-    finally:
-        here = f"runs on this machine, for at most {config.cluster.time_min} minutes (--time)"
-        say(f"job {job.job_id} {here if kind == 'local' else 'is in the queue'}")
-        say(f"run folder: {run}")
-        say(f"log:        {log_path(run, job.job_id)}")
+    except OSError:
+        say(f"job {job.job_id} was taken, but cannot be written down; its log: {log_path(run, job.job_id)}")
+        raise
     return job
 
 

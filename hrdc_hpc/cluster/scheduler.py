@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 
 from hrdc_hpc.cluster.signals import shielded
 
@@ -21,8 +23,11 @@ class NoSuchJob(SchedulerError):
     """SLURM does not know the job (any more)."""
 
 
-def call(program: str, *args: str) -> str:
-    """Run a SLURM program, shielded from stop signals; its standard output. Raises SchedulerError, NoSuchJob."""
+def call(program: str, *args: str, **environ: str) -> str:
+    """Run a SLURM program, shielded from stop signals; its standard output. Raises SchedulerError, NoSuchJob.
+
+    `environ`: variables that it gets besides this process's own, e.g. SLURM_TIME_FORMAT='%s'.
+    """
     path = shutil.which(program)
     if path is None:
         raise SchedulerError(f"{program} is not on the PATH")
@@ -30,8 +35,9 @@ def call(program: str, *args: str) -> str:
     try:
         with shielded():
             done = subprocess.run(
-                [path, *args], capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
-            )
+                [path, *args], capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
+                env=os.environ | environ,
+            )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SchedulerError(f"{command}: {error}") from error
     if done.returncode == 0:
@@ -55,6 +61,30 @@ def queue_state(job_id: str) -> tuple[str, str]:
         raise NoSuchJob(f"job {job_id} is not in the queue")
     state, _, reason = lines[0].strip().partition("|")
     return state, reason
+
+
+def queue_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """States and reasons of jobs, by one question for all; jobs that SLURM has forgotten are left out.
+
+    `job_ids`: of jobs and of array elements ('12_3'), all of whose siblings are in the answer too.
+    """
+    asked = ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))
+    if not asked:
+        return {}
+    try:
+        text = call("squeue", "--noheader", "--states=all", "--array", "--format=%F_%K|%T|%r", f"--jobs={asked}")
+    except NoSuchJob:
+        return {}
+    found = {}
+    for line in text.splitlines():
+        job_id, state, reason = line.strip().split("|", 2)
+        found[job_id.removesuffix("_N/A")] = (state, reason)
+    return found
+
+
+def jobs_of_mine() -> int:
+    """Return how many jobs of this user are queued or running; each element of an array counts."""
+    return len(call("squeue", "--me", "--noheader", "--array", "--format=%i").splitlines())
 
 
 def requeue(job_id: str, tries: int = 4, pause_s: float = 2.0) -> None:

@@ -26,6 +26,17 @@ _OURS = {
 """srun options that the launcher writes by itself or needs as they are."""
 
 
+ELEMENT = "$SLURM_ARRAY_TASK_ID"
+"""Name of the run folder in the script of an array (array.py). No run has it: names have no '$'."""
+
+
+def shell(run: Path, *below: str) -> str:
+    """Return the run folder, or what lies below it, as a word of the batch script."""
+    if run.name != ELEMENT:
+        return shlex.quote(str(run.joinpath(*below)))
+    return "/".join([shlex.quote(str(run.parent)), f'"{ELEMENT}"', *below])
+
+
 def check(config: RunConfig, run: Path) -> None:
     """Raise ValueError for what the script could not carry out."""
     for word in config.cluster.srun:
@@ -53,7 +64,7 @@ def before(config: RunConfig, run: Path) -> list[str]:
     variables = _variables(cluster)
     lines += [f"export {name}={_words(value)}" for name, value in variables.items()]
     lines += [*cluster.setup, *_make_node_folders(cluster)]
-    code = shlex.quote(str(RunFolder(run).code))
+    code = shell(run, RunFolder(run).code.name)
     if cluster.container is None:
         lines.append(f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"')  # a module may have set it
     else:
@@ -70,7 +81,7 @@ def before(config: RunConfig, run: Path) -> list[str]:
 
 def after(config: RunConfig, run: Path) -> list[str]:
     """Lines behind srun, which end the script with srun's exit code."""
-    return teardown.after_srun(shlex.quote(str(run)), python_here(config, run))
+    return teardown.after_srun(shell(run), python_here(config, run))
 
 
 def srun_line(config: RunConfig, run: Path, arguments: str, output: str) -> str:
@@ -140,7 +151,7 @@ def _in_container(config: RunConfig, run: Path) -> str:
         paths.append('"$TMPDIR"')
     if cluster.compile_cache:
         paths.append(_words(cluster.compile_cache))
-    folder = shlex.quote(str(run))
+    folder = shell(run)
     if container.kind == "apptainer":
         binds = [f"--bind {path}" for path in [*paths, *map(_words, container.binds)]]
         words = ["apptainer exec", *["--nv"] * (cluster.gpus_per_node > 0), *binds, f"--pwd {folder}"]
@@ -158,9 +169,11 @@ def _both_ways(bind: str) -> str:
 
 
 def _bound_paths(config: RunConfig, run: Path) -> list[Path]:
-    """The run folder, and every path of the config or, where it is yet to be made, what is above it; none twice."""
+    """The run folder, for an element its sweep's, and the config's paths, or what is above one yet to be made."""
+    code = RunFolder(run).code  # of an element, it is a link to the sweep's
+    own = run.parent.parent.parent if run.name == ELEMENT else code.resolve().parent if code.is_symlink() else run
     named = _paths([config.data, config.model, config.method])
-    found = {run, *(next(one for one in (path, *path.parents) if one.exists()) for path in named)} - {Path("/")}
+    found = {own, *(next(one for one in (path, *path.parents) if one.exists()) for path in named)} - {Path("/")}
     return sorted(path for path in found if not any(path != other and path.is_relative_to(other) for other in found))
 
 

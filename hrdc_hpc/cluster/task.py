@@ -10,6 +10,7 @@ import faulthandler
 import logging
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ import hrdc_hpc
 from hrdc_hpc.cluster import exit_codes, requeue
 from hrdc_hpc.cluster.ends import note_rank_end
 from hrdc_hpc.cluster.exit_codes import Exit
+from hrdc_hpc.cluster.logs import START_LINE
 from hrdc_hpc.cluster.places import forget_torch_variables, job_end_time, this_place
 from hrdc_hpc.cluster.signals import SignalStop, stop_when_parent_dies
 from hrdc_hpc.engine.place import Place
@@ -61,9 +63,10 @@ def train_here(run: Path) -> tuple[Exit, dict[str, Any] | None]:
     if place.job["cluster"] == "local":
         stop_when_parent_dies(int(place.job["job_id"]))
     _log_to_stdout(place)
+    place.job["started"] = f"{time.time():.3f}"  # importing torch takes seconds, which belong to this start
+    log.info(START_LINE, place.job["job_id"], place.job["restart_count"])
     if place.rank == 0:
         stop.watch(run, job_end_time())
-        log.info("job %s start %s", place.job["job_id"], place.job["restart_count"])
         log.info("code %s", hrdc_hpc.__file__)
     if RunFolder(run).state() == "finished":  # the next link of a chain, or a job that was requeued by hand
         log.info("the run is finished: nothing to do")
