@@ -2,7 +2,7 @@
 
 SLURM takes many jobs that can never start: 22.05 with EnforcePartLimits=NO queues one whose time limit or nodes are
 above the partition's, or that wants more CPUs than any node has. What SLURM does not say, or says in a way that is not
-known here, is a warning and never a refusal.
+known here, is a warning and never a refusal. JobRequeue=0 is not looked at: our --requeue goes before it (seen on 22.05).
 """
 
 from __future__ import annotations
@@ -190,12 +190,11 @@ def _of_accounts(cluster: Cluster, facts: Facts) -> Iterator[str]:
     accounts = {one.account for one in mine}
     if cluster.account and cluster.account.lower() not in accounts:
         yield f"cluster.account: {cluster.account!r} is not one of yours; {_nearest(cluster.account, accounts)}"
-        return
-    if cluster.account:
+    elif cluster.account:
         mine = tuple(one for one in mine if one.account == cluster.account.lower())
     allowed = {name for one in mine for name in one.qos}
     if cluster.qos and cluster.qos not in allowed and "qos" in enforced:
-        of = f" with account {cluster.account}" if cluster.account else ""
+        of = f" with account {cluster.account}" if len({one.account for one in mine}) == 1 else ""
         yield f"cluster.qos: you may not use {cluster.qos!r}{of}; {_nearest(cluster.qos, allowed)}"
     if "limits" not in enforced:
         return

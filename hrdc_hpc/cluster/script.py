@@ -158,8 +158,9 @@ def _both_ways(bind: str) -> str:
 
 
 def _bound_paths(config: RunConfig, run: Path) -> list[Path]:
-    """The run folder, and every path of the config that exists; without those inside another."""
-    found = {run, *(path for path in _paths([config.data, config.model, config.method]) if path.exists())}
+    """The run folder, and every path of the config or, where it is yet to be made, what is above it; none twice."""
+    named = _paths([config.data, config.model, config.method])
+    found = {run, *(next(one for one in (path, *path.parents) if one.exists()) for path in named)} - {Path("/")}
     return sorted(path for path in found if not any(path != other and path.is_relative_to(other) for other in found))
 
 

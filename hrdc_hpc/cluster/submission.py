@@ -102,7 +102,10 @@ def notes(kind: Kind, config: RunConfig, *, ask: bool) -> list[str]:
     """
     if kind == "slurm":
         return [*shape.notes(config), *(limits.check(config.cluster) if ask else ())]
-    keys = ("modules", "venv", "python", "container", "environment", "nccl", "scratch", "compile_cache", "srun")
+    keys = (
+        "modules", "venv", "python", "container", "environment", "nccl", "network_interface", "scratch",
+        "compile_cache", "srun", "cpu_bind", "gpu_bind",
+    )  # fmt: skip
     default = Cluster()
     unused = [f"cluster.{key}" for key in keys if getattr(config.cluster, key) != getattr(default, key)]
     return [f"--cluster local starts the ranks as they are here, without {', '.join(unused)}"] if unused else []
@@ -171,7 +174,6 @@ def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
         "gpus_per_node": cluster.gpus_per_node or None,
         # tasks would cap a range of nodes (SLURM 22.05: 1-3 nodes of 1 task got 1 node of 3 idle ones)
         "ntasks_per_node": None if shape.is_malleable(cluster) else ranks,
-        "teardown": script.after(config, run) or None,
     }
     executor.update_parameters(
         **{key: value for key, value in given.items() if value is not None},
@@ -185,6 +187,7 @@ def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
         stderr_to_stdout=True,
         use_srun=False,  # the line is ours
         setup=script.before(config, run),
+        teardown=script.after(config, run),
         additional_parameters=_sbatch_options(config),
     )
     return executor

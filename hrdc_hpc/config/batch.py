@@ -11,11 +11,15 @@ def refuse_unfit_batch(model: Model, optim: Optim, world_size: int) -> None:
     Pieces differ by one image at most. So with ghost groups of two and more all pieces are whole only if all are equal.
     """
     share = optim.global_batch // world_size
+    if share == 0:
+        raise ValueError(
+            f"optim.global_batch: {optim.global_batch} images over {world_size} ranks leave some without any; set it to"
+            f" at least {world_size}, or lower the number of ranks"
+        )
     if optim.accumulation > share:
         raise ValueError(
             f"optim.accumulation: {optim.accumulation} pieces, but a rank's share of a step is {share} images"
-            f" ({optim.global_batch} over {world_size} ranks); "
-            + (f"set it to at most {share}" if share else f"set optim.global_batch to at least {world_size}")
+            f" ({optim.global_batch} over {world_size} ranks); set it to at most {share}"
         )
     size, images, pieces = model.ghost_size, optim.global_batch, world_size * optim.accumulation
     if model.batch_norm != "ghost" or size == 1 or images % (pieces * size) == 0:

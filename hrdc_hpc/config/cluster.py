@@ -50,7 +50,7 @@ class Container:
     """A .sif file or URI for apptainer, an enroot URI or .sqsh file for pyxis; expanded."""
     binds: tuple[str, ...] = ()
     """Further folders that are seen inside: SOURCE, SOURCE:TARGET or SOURCE:TARGET:ro; expanded. The run folder, the
-    paths of the config, scratch and compile_cache are seen by themselves, under their own names."""
+    paths of the config, scratch and compile_cache are seen anyway, under their own names."""
     options: tuple[str, ...] = ()
     """Further words for `apptainer exec`, or for srun with pyxis, such as --container-writable; expanded."""
 

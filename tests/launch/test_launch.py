@@ -18,6 +18,7 @@ from hrdc_hpc.cluster.commandline import CLUSTER_FLAGS
 from hrdc_hpc.config.cluster import Cluster
 from hrdc_hpc.config.load import load, to_yaml
 from hrdc_hpc.config.paths import absolute
+from hrdc_hpc.config.profiles import shipped_profiles
 from hrdc_hpc.launch import main
 
 from launching import contents, launch
@@ -44,8 +45,32 @@ GOLDEN_LAUNCHES = {
 }
 
 
+PROFILES = {
+    "profile_generic": ["--profile", "generic"],
+    "profile_ethernet": ["--profile", "ethernet", "--nodes", "2", "cluster.network_interface=eth0"],
+    "profile_dev_cluster": ["--profile", "dev_cluster", "--nodes", "1-2"],
+    "profile_apptainer": ["--profile", "apptainer"],
+    "profile_pyxis": ["--profile", "pyxis"],
+    "venv": ["cluster={modules: [gcc/13, cuda/13], venv: $HOME/venvs/hrdc, cpu_bind: cores, gpu_bind: closest}"],
+    "python": ["cluster={python: /opt/python 3/bin/python, environment: {A: 1, PATH: '/x:$PATH'}}"],
+    "apptainer_with_everything": ["--profile", "apptainer", "--nodes", "2-4", *(EVERY_NODE := [
+        "cluster.nccl=slingshot", "cluster.network_interface=hsn0", "cluster.scratch=/local/$USER/${SLURM_JOB_ID}",
+        "cluster.compile_cache=${SCRATCH:-/tmp}/kernels", "cluster.environment.HF_HOME=/hf", "cluster.modules=[cuda]",
+        "cluster.container.binds=[/proj, '/weights:/w:ro']", "cluster.container.image=/images/x.sif",
+        "cluster.python=/opt/conda/bin/python", "cluster.srun=[--mem-bind=local]", "cluster.setup=[ulimit -n 65536]",
+    ])],
+    "pyxis_with_everything": ["--profile", "pyxis", "--nodes", "2-4", *EVERY_NODE],
+}  # fmt: skip
+GOLDEN_LAUNCHES |= PROFILES
+
+
+def test_every_shipped_profile_has_a_golden_text() -> None:
+    assert {f"profile_{name}" for name in shipped_profiles()} <= PROFILES.keys()
+
+
 @pytest.mark.parametrize(("name", "arguments"), GOLDEN_LAUNCHES.items())
 def test_the_sbatch_text(place: Path, capsys: pytest.CaptureFixture[str], name: str, arguments: list[str]) -> None:
+    (place / "data" / "digits_lt").mkdir(parents=True)
     assert launch("--dry-run", *arguments) == 0
     text = capsys.readouterr().out.partition("\n# the run's config.yaml")[0]
     here = str(place).replace("'", "'\"'\"'")
@@ -92,6 +117,14 @@ def test_dry_run_of_a_local_launch(place: Path, capsys: pytest.CaptureFixture[st
     assert "2 ranks on this machine, at most 60 minutes" in out
     assert "PYTHONSAFEPATH=1" in out
     assert "#SBATCH" not in out
+
+
+def test_a_local_launch_says_what_of_the_cluster_it_leaves_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["cluster.environment.A=1", "cluster.cpu_bind=cores"]
+    assert launch("--dry-run", "--cluster", "local", "--profile", "apptainer", "--gpus-per-node", "0", *options) == 0
+    captured = capsys.readouterr()
+    assert "ranks as they are here, without cluster.container, cluster.environment, cluster.cpu_bind" in captured.err
+    assert "apptainer exec" not in captured.out
 
 
 def test_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,8 +190,15 @@ def test_an_override_after_the_flags_wins(place: Path, capsys: pytest.CaptureFix
         (["--nodes", "4-2"], "cluster.nodes: must go from fewer to more, such as 2-4; got 4-2"),
         (["cluster.nodes=2 to 4"], "must be a whole number above 0 or a range MIN-MAX such as 2-4; got '2 to 4'"),
         (["--cluster", "local", "--nodes", "1-2"], "cluster.nodes: 1-2, but --cluster local is this machine alone"),
-        (["--nodes", "30-33"], "cluster.nodes 30-33, 1 rank on each of 33: optim.accumulation: 1 pieces, but a rank's"),
+        (["--nodes", "30-33"], "cluster.nodes 30-33, 1 rank on each of 33: optim.global_batch: 32 images over 33"),
         (["--nodes", "1-3", "model.batch_norm=ghost", "model.ghost_size=8"], "1 rank on each of 3: model.ghost_size"),
+        (["--profile", "nowhere"], "cluster.profile: no such cluster profile in"),
+        (["cluster.srun=[--ntasks=3]"], "cluster.srun: --ntasks=3: cannot be set (--ntasks); the launcher"),
+        (["cluster.srun=[--out=x]"], "cluster.srun: --out=x: cannot be set (--output)"),
+        (
+            ["--out-dir", "a,b", "--profile", "apptainer", "data.dataset.root=/usr"],
+            "cannot be bound: its path holds ','",
+        ),
         (["--name", "a/b"], "name: "),
         (["--out-dir", "a:b"], "must not contain ':'"),
         (["--out-dir", "100%"], "must not contain '%'"),

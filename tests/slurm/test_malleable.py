@@ -15,6 +15,7 @@ from slurm_cluster import Slurm
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 
 RANK = """#!/bin/bash
+[ "$1" = -u ] || exit 0  # the batch script's own question, after srun
 echo "${SLURM_RESTART_COUNT:-0} $SLURM_PROCID $SLURM_STEP_NUM_TASKS $SLURMD_NODENAME $SLURM_LOCALID \
 $SLURM_CPUS_PER_TASK $PYTHONSAFEPATH" >> "$(dirname "$0")/seen"
 [ "$SLURM_RESTART_COUNT" ] || sleep 100
