@@ -26,14 +26,14 @@ def note_left_out(images: Images, journal: Journal) -> None:
         journal.write("left_out", 0, numbers=numbers, files={split: some[:100] for split, some in left_out.items()})
 
 
-def say_what_runs(parts: Parts, processes: Processes, journal: Journal, steps_per_epoch: int) -> None:
+def say_what_runs(parts: Parts, processes: Processes, journal: Journal, steps_per_epoch: int, steps: int) -> None:
     """Write down what 'auto' and unset settings came to, and how large the network is."""
     step = parts.step
     number = parameters(step.network)
     settings = {
         "parameters": number, "device": str(processes.device), "precision": parts.precision.name,
         **step.execution, "world_size": processes.world_size,
-        "steps_per_epoch": steps_per_epoch,
+        "steps_per_epoch": steps_per_epoch, "steps": steps,
     }  # fmt: skip
     journal.write("start", 0, **settings)
     if processes.first:

@@ -126,7 +126,7 @@ class Run:
             log.info("compiling the step: about a minute on a GPU, several on two CPU cores")
         self._rehearsing()
         rehearse(self.config, self.parts, self.processes, self._rehearsing)
-        say_what_runs(self.parts, self.processes, self.journal, self.per_epoch)
+        say_what_runs(self.parts, self.processes, self.journal, self.per_epoch, self.last_step)
         if self.lease:
             checkpoint.sweep(self.folder.checkpoints)
             self.saver = Saver(

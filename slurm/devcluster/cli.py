@@ -1,4 +1,4 @@
-"""The commands of slurm/dev-cluster: up, down, run, env."""
+"""The commands of slurm/dev-cluster: up, down, run, env, install, and the faults: link, rate, restart."""
 
 from __future__ import annotations
 
@@ -16,22 +16,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from devcluster import control, network, packages
+from devcluster.bring_up import bring_up
+from devcluster.commands import ClusterError, environment
+from devcluster.record import SUPERVISOR, down, read_record, read_settings, running
 from devcluster.settings import Folder, Settings, base_folder, default_folder
-from devcluster.supervisor import ClusterError, down, environment, find, running, supervise, tail
+from devcluster.supervisor import supervise
 
 FAILED, CANNOT, INTERRUPTED = 1, 78, 130
 """Exit codes: the cluster did not come up or end; it cannot, however often tried (package missing, wrong option)."""
 
-_PACKAGES = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sinfo": "slurm-wlm"}
 _HELP = """\
-A real SLURM on this one machine: slurmctld and several slurmd, private to a folder, no systemd, no cgroups, no network.
+A real SLURM on this one machine: slurmctld and several slurmd, private to a folder, no systemd, no cgroups.
 Partitions: gpu (default), and urgent, whose jobs put those in gpu back into the queue.
 
+  slurm/dev-cluster install                               apt-get what lacks, as root
   slurm/dev-cluster up --nodes 2
   eval "$(slurm/dev-cluster env)"; sinfo
   slurm/dev-cluster down
 
-  slurm/dev-cluster run -- srun --nodes=2 hostname        all three in one
+  slurm/dev-cluster run -- srun --nodes=2 hostname        up, command, down in one
+
+  slurm/dev-cluster up --nodes 4 --gpus 2 --hosts --accounting
+  slurm/dev-cluster link n2 down                          a lost node; link n2 up: it is back
+  slurm/dev-cluster rate all 50mbit                       a slow network; rate all none: as before
+  slurm/dev-cluster restart slurmctld                     or n2, for the slurmd of a node
 
 A requeued job waits two minutes, as on every SLURM; to start it now: scontrol update JobId=ID StartTime=now
 """
@@ -54,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _up(args: argparse.Namespace) -> int:
     folder = _folder(args)
-    _bring_up(folder, _settings(args), args.owner)
+    bring_up(folder, _settings(args), args.owner)
     option = f" --dir {shlex.quote(str(args.dir))}" if args.dir else ""
     program = shlex.quote(sys.argv[0])
     _say(f"{args.nodes} nodes of {args.cpus} CPUs are idle; everything lies in {folder.path}")
@@ -82,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
     folder = _folder(args)
     with _stopped_as_exception():
         try:
-            _bring_up(folder, _settings(args), os.getpid())
+            bring_up(folder, _settings(args), os.getpid())
             return _call(command, environment(folder))
         finally:
             down(folder)
@@ -91,14 +100,70 @@ def _run(args: argparse.Namespace) -> int:
 
 def _env(args: argparse.Namespace) -> int:
     folder = _folder(args)
-    if "supervisor" not in running(folder):
+    if SUPERVISOR not in running(folder):
         raise ClusterError(f"no cluster runs in {folder.path}; start one with: dev-cluster up")
     _say(f"export SLURM_CONF={shlex.quote(str(folder.conf))}")
     return 0
 
 
 def _supervise(args: argparse.Namespace) -> int:
-    supervise(_folder(args), _settings(args), args.owner)
+    supervise(_folder(args), Settings(**json.loads(args.settings)), args.owner)
+    return 0
+
+
+def _install(args: argparse.Namespace) -> int:
+    lacking = packages.missing(hosts=args.hosts, accounting_too=args.accounting)
+    if not lacking:
+        _say("nothing is missing")
+        return 0
+    _say(f"missing: {', '.join(lacking)}; asking apt-get for them")
+    installed = packages.install(lacking)
+    _say(f"installed {', '.join(installed)}; none of their services was started")
+    return 0
+
+
+def _link(args: argparse.Namespace) -> int:
+    switch, (node,) = _cables(args, [args.node])
+    network.set_link(switch, node[0], args.state)
+    _say(f"the link of {args.node} is {args.state}")
+    return 0
+
+
+def _rate(args: argparse.Namespace) -> int:
+    switch, nodes = _cables(args, None if args.node == "all" else [args.node])
+    for node, pid in nodes:
+        network.set_rate(switch, node, pid, args.rate)
+    limit = "no limit" if args.rate == "none" else f"{args.rate} each way"
+    _say(f"{', '.join(node for node, _ in nodes)}: {limit}")
+    return 0
+
+
+def _cables(args: argparse.Namespace, nodes: list[str] | None) -> tuple[int, list[tuple[str, int]]]:
+    """The switch's holder, and the nodes, None for all, with theirs."""
+    folder = _folder(args)
+    settings = read_settings(folder)
+    if not settings.hosts:
+        raise ValueError(
+            f"{args.command}: the nodes in {folder.path} have no network of their own; up --hosts gives them"
+        )
+    if unknown := set(nodes or []) - set(settings.node_names):
+        raise ValueError(f"{args.command}: got {unknown.pop()}, allowed are {', '.join(settings.node_names)}")
+    recorded, alive = read_record(folder), running(folder)
+    if network.SWITCH not in alive:
+        raise ClusterError(f"no cluster runs in {folder.path}; start one with: dev-cluster up --hosts")
+    chosen = nodes or settings.node_names
+    return recorded[network.SWITCH][0], [(node, recorded[f"host-{node}"][0]) for node in chosen]
+
+
+def _restart(args: argparse.Namespace) -> int:
+    folder = _folder(args)
+    settings = read_settings(folder)
+    daemons = {node: f"slurmd-{node}" for node in settings.node_names} | {"slurmctld": "slurmctld"}
+    if settings.accounting:
+        daemons["slurmdbd"] = "slurmdbd"
+    if args.daemon not in daemons:
+        raise ValueError(f"restart: got {args.daemon}, allowed are {', '.join(daemons)}")
+    _say(control.tell(folder, "restart", daemons[args.daemon]))
     return 0
 
 
@@ -110,55 +175,6 @@ def _folder(args: argparse.Namespace) -> Folder:
 
 def _settings(args: argparse.Namespace) -> Settings:
     return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-
-
-def _bring_up(folder: Folder, settings: Settings, owner: int | None) -> None:
-    """Start the supervisor and wait for its answer. After an error nothing runs; the folder stays, for its logs."""
-    _check_machine()
-    _make(folder)
-    options = [f"--{field.name.removesuffix('_s')}={getattr(settings, field.name)}" for field in fields(Settings)]
-    options += [f"--owner={owner}"] if owner is not None else []
-    with (folder.logs / "supervisor.log").open("wb") as log:
-        supervisor = subprocess.Popen(
-            [sys.executable, str(Path(sys.argv[0]).resolve()), "supervise", f"--dir={folder.path}", *options],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True, cwd="/",
-        )  # fmt: skip
-    assert supervisor.stdout is not None, "it has a pipe"
-    try:
-        answer = json.loads(supervisor.stdout.readline() or b"{}")
-    except BaseException:
-        supervisor.terminate()
-        supervisor.wait()
-        raise
-    if not answer.get("ready"):
-        supervisor.wait()
-        raise ClusterError(answer.get("error") or f"the supervisor ended\n{tail(folder, ['supervisor'])}")
-
-
-def _check_machine() -> None:
-    """Raise ValueError where the programs are missing, with the packages that have them."""
-    missing = [program for program in _PACKAGES if find(program) is None]
-    if missing:
-        packages = " ".join(sorted({_PACKAGES[program] for program in missing}))
-        raise ValueError(
-            f"{', '.join(missing)} not found; on Debian and Ubuntu: apt-get update && apt-get install -y {packages}"
-        )
-
-
-def _make(folder: Folder) -> None:
-    """Make the folder, empty but for logs/; one that an earlier cluster left is cleared, anybody else's is refused."""
-    if alive := running(folder):
-        raise ClusterError(
-            f"a cluster runs in {folder.path} already ({', '.join(alive)}); end it first: dev-cluster down"
-        )
-    if folder.record.exists():
-        down(folder)
-        shutil.rmtree(folder.path)
-    folder.path.mkdir(parents=True, mode=0o755, exist_ok=True)
-    if folder.path.stat().st_uid != os.getuid() or any(folder.path.iterdir()):
-        raise ValueError(f"--dir: {folder.path} is not empty, or not yours; name a folder that is new or empty")
-    folder.logs.mkdir()
-    folder.record.write_text('{"processes": {}}\n')
 
 
 def _call(command: Sequence[str], environ: dict[str, str]) -> int:
@@ -200,24 +216,48 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     place = argparse.ArgumentParser(add_help=False)
     place.add_argument("--dir", type=Path, help=f"the cluster's folder (default: {default_folder()}; run: a new one)")
-    size = argparse.ArgumentParser(add_help=False)
-    for name, text in (("nodes", "number of nodes"), ("cpus", "CPUs of each node, whatever the machine has")):
-        size.add_argument(f"--{name}", type=int, default=getattr(Settings, name), help=f"{text} (default: %(default)s)")
-    size.add_argument(
-        "--grace", dest="grace_s", type=int, default=Settings.grace_s, metavar="SECONDS",
-        help="from a preempted job's SIGTERM to its SIGKILL (default: %(default)s)",
-    )  # fmt: skip
+    forms = argparse.ArgumentParser(add_help=False)
+    forms.add_argument("--hosts", action="store_true", help="nodes with hostnames, addresses and cables; needs root")
+    forms.add_argument("--accounting", action="store_true", help="slurmdbd and a database: sacct, sacctmgr, limits")
+    size = argparse.ArgumentParser(add_help=False, parents=[forms])
+    for option, field, text in _SIZES:
+        size.add_argument(
+            option, dest=field, type=int, default=getattr(Settings, field),
+            metavar="SECONDS" if field.endswith("_s") else "N",
+            help=f"{text} (default: %(default)s)",
+        )  # fmt: skip
     size.add_argument("--owner", type=int, metavar="PID", help="end the cluster when this process has ended")
     commands.add_parser("up", parents=[place, size], help="start a cluster and wait until its nodes are idle")
     commands.add_parser("down", parents=[place], help="end it, with all of its jobs, and remove its folder")
     run = commands.add_parser("run", parents=[place, size], help="start one for a command, and end it with the command")
     run.add_argument("run", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run, with SLURM_CONF set")
     commands.add_parser("env", parents=[place], help="print what a shell needs to use it")
-    commands.add_parser("supervise", parents=[place, size])  # what `up` starts; not for people
+    commands.add_parser("install", parents=[forms], help="install the packages that this machine lacks, as root")
+    link = commands.add_parser("link", parents=[place], help="pull a node's cable, or put it back (--hosts)")
+    link.add_argument("node", metavar="NODE")
+    link.add_argument("state", choices=["down", "up"])
+    rate = commands.add_parser("rate", parents=[place], help="limit what a node sends and receives (--hosts)")
+    rate.add_argument("node", metavar="NODE|all")
+    rate.add_argument("rate", metavar="RATE|none", help="in tc's words: 50mbit, 1gbit")
+    restart = commands.add_parser("restart", parents=[place], help="end a daemon and start it again; jobs stay")
+    restart.add_argument("daemon", metavar="slurmctld|slurmdbd|NODE")
+    supervisor = commands.add_parser("supervise", parents=[place])  # what `up` starts; not for people
+    supervisor.add_argument("--settings", required=True)
+    supervisor.add_argument("--owner", type=int)
     return parser
 
 
-_COMMANDS = {"up": _up, "down": _down, "run": _run, "env": _env, "supervise": _supervise}
+_SIZES = (
+    ("--nodes", "nodes", "number of nodes"),
+    ("--cpus", "cpus", "CPUs of each node, whatever the machine has"),
+    ("--gpus", "gpus", "GPUs of each node, which are none"),
+    ("--grace", "grace_s", "from a preempted job's SIGTERM to its SIGKILL"),
+    ("--node-timeout", "node_timeout_s", "silence after which a node is lost"),
+)
+_COMMANDS = {
+    "up": _up, "down": _down, "run": _run, "env": _env, "install": _install, "link": _link, "rate": _rate,
+    "restart": _restart, "supervise": _supervise,
+}  # fmt: skip
 
 
 def _say(text: str) -> None:

@@ -1,15 +1,16 @@
-"""What a cluster is: its size, its folder, its ports, and the slurm.conf that tells SLURM."""
+"""What a cluster is: its size, its folder, its ports."""
 
 from __future__ import annotations
 
 import os
 import random
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 NAME = "devcluster"
+LOOPBACK = "127.0.0.1"
+_ALLOWED = (("nodes", 1, 64), ("cpus", 1, 1024), ("grace_s", 0, 3600), ("node_timeout_s", 5, 3600), ("gpus", 0, 64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +22,17 @@ class Settings:
     """CPUs of each node, whatever the machine has: SLURM counts them and starts no more tasks than that."""
     grace_s: int = 30
     """Seconds between a preempted job's SIGTERM and its SIGKILL."""
+    node_timeout_s: int = 20
+    """Seconds of silence after which a node is DOWN and its jobs go back into the queue."""
+    gpus: int = 0
+    """GPUs of each node that are none: SLURM hands them out and sets CUDA_VISIBLE_DEVICES."""
+    hosts: bool = False
+    """Every node with its own hostname, address and cable (network.py); else all share this machine's."""
+    accounting: bool = False
+    """slurmdbd with a database of its own (accounting.py): sacct, sacctmgr and limits."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("nodes", 1, 64), ("cpus", 1, 1024), ("grace_s", 0, 3600)):
+        for name, low, high in _ALLOWED:
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: got {getattr(self, name)}, allowed are {low} to {high}")
 
@@ -46,6 +55,37 @@ class Folder:
     @property
     def conf(self) -> Path:
         return self.path / "slurm.conf"
+
+    @property
+    def gres_conf(self) -> Path:
+        return self.path / "gres.conf"
+
+    @property
+    def gpus(self) -> Path:
+        """Folder of the device files that stand for GPUs, the same ones for every node."""
+        return self.path / "gpus"
+
+    @property
+    def hosts(self) -> Path:
+        """What the nodes of the hosts form read in place of /etc/hosts."""
+        return self.path / "hosts"
+
+    @property
+    def control(self) -> Path:
+        """The socket at which the supervisor listens."""
+        return self.path / "control"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "db"
+
+    @property
+    def database_socket(self) -> Path:
+        return self.database / "socket"
+
+    @property
+    def slurmdbd_conf(self) -> Path:
+        return self.path / "slurmdbd.conf"
 
     @property
     def logs(self) -> Path:
@@ -101,59 +141,3 @@ def free_ports(count: int) -> list[int]:
         if len(ports) == count:
             return ports
     raise RuntimeError(f"no {count} free ports between 20000 and 32000 on this machine; end what listens there")
-
-
-def slurm_conf(
-    settings: Settings, folder: Folder, ports: Sequence[int], *, host: str, user: str, memory_mb: int
-) -> str:
-    """The text of slurm.conf. `ports`: the controller's, then one per node; `memory_mb`: what each node claims."""
-    nodes = "".join(
-        f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port}"
-        f" CPUs={settings.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={settings.cpus} ThreadsPerCore=1"
-        f" RealMemory={memory_mb} State=UNKNOWN\n"
-        for name, port in zip(settings.node_names, ports[1:], strict=True)
-    )
-    return f"""\
-ClusterName={NAME}
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-CredType=cred/munge
-AuthInfo=socket={folder.munge_socket}
-StateSaveLocation={folder.controller_state}
-SlurmctldPidFile={folder.path}/slurmctld.pid
-SlurmdSpoolDir={folder.path}/spool/%n
-SlurmdPidFile={folder.path}/slurmd-%n.pid
-
-# no cgroups, no kernel features: works in a container
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-MpiDefault=none
-MailProg=/bin/true
-SwitchType=switch/none
-
-# several nodes on one machine, each with as many CPUs as was asked for
-SlurmdParameters=config_overrides
-ReturnToService=2
-SelectType=select/cons_tres
-# memory is checked against the node's, not used up: jobs may ask for --mem or leave it out
-SelectTypeParameters=CR_Core
-
-# preemption: a job in `urgent` puts jobs in `gpu` back into the queue
-JobRequeue=1
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SchedulerType=sched/backfill
-SchedulerParameters=bf_interval=5,sched_interval=5
-
-# without accounting scontrol is all that knows ended jobs: an hour
-AccountingStorageType=accounting_storage/none
-MinJobAge=3600
-
-{nodes}
-PartitionName=gpu Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={settings.grace_s} State=UP
-PartitionName=urgent Nodes=ALL Default=NO PriorityTier=10 PreemptMode=OFF State=UP
-"""

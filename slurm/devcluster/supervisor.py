@@ -13,59 +13,21 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
-from devcluster import processes
-from devcluster.settings import Folder, Settings, free_ports, slurm_conf
+from devcluster import accounting, control, network, processes
+from devcluster.commands import ClusterError, ask, environment, find, tail
+from devcluster.conf import Place, gres_conf, slurm_conf
+from devcluster.record import END_TIMEOUT_S, write_record
+from devcluster.settings import LOOPBACK, Folder, Settings, free_ports
 
 READY_TIMEOUT_S = 60
-_END_TIMEOUT_S = 10
-_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
-
-
-class ClusterError(RuntimeError):
-    """The cluster did not come up, or there is none; the text says why."""
-
-
-@dataclass(frozen=True)
-class Daemon:
-    """A program that runs for as long as the cluster does; its log lies in logs/ under its name."""
-
-    name: str
-    command: list[str]
-
-
-def find(program: str) -> str | None:
-    """Path of a SLURM or munge program; daemons lie where an ordinary user's PATH does not lead."""
-    return shutil.which(program, path=_PATH)
-
-
-def environment(folder: Folder) -> dict[str, str]:
-    """Environment of daemons and of the commands that ask them: nothing of the shell's own SLURM_ variables."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN_"))}
-    return kept | {"PATH": _PATH, "SLURM_CONF": str(folder.conf)}
-
-
-def ask(folder: Folder, *command: str) -> str:
-    """Output of a SLURM command on this cluster; empty where it fails or the controller does not answer."""
-    try:
-        done = subprocess.run(
-            command,
-            env=environment(folder),
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+_PAUSE_S = 0.5
+_NULL_DEVICE = os.makedev(1, 3)  # what /dev/null is
 
 
 def supervise(folder: Folder, settings: Settings, owner: int | None) -> None:
@@ -77,21 +39,22 @@ def supervise(folder: Folder, settings: Settings, owner: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the command, which ends us by SIGTERM
     processes.adopt_orphans()
     owner_started = None if owner is None else processes.start_time(owner)
-    daemons: dict[str, subprocess.Popen[bytes]] = {}
+    cluster = Cluster(folder, settings)
     try:
         try:
-            _start(folder, settings, daemons)
-            _wait_until_idle(folder, settings, daemons)
+            cluster.start()
+            cluster.wait_until_idle()
         except (ClusterError, OSError) as error:
             _report({"error": str(error)})
             return
-        _report({"ready": True})
-        while owner is None or (owner_started is not None and processes.is_running(owner, owner_started)):
-            processes.reap()
-            time.sleep(0.5)
+        with control.listening(folder, _PAUSE_S) as server:
+            _report({"ready": True})
+            while owner is None or (owner_started is not None and processes.is_running(owner, owner_started)):
+                processes.reap()
+                control.serve(server, cluster.carry_out)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _end(daemons)
+        cluster.end()
     shutil.rmtree(folder.path)  # the owner has ended: nobody is left to call down
 
 
@@ -102,146 +65,212 @@ def _report(result: dict[str, object]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _start(folder: Folder, settings: Settings, daemons: dict[str, subprocess.Popen[bytes]]) -> None:
-    _write_files(folder, settings)
-    for daemon in _daemons(folder, settings):
-        with (folder.logs / f"{daemon.name}.log").open("ab") as log:
-            daemons[daemon.name] = subprocess.Popen(
-                daemon.command, env=environment(folder), cwd=folder.path, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=processes.end_with_parent,
-            )  # fmt: skip
-        if daemon.name == "munged" and not processes.wait_until(folder.munge_socket.is_socket, 10):
-            raise ClusterError(f"munged opened no socket within 10 s\n{tail(folder, ['munged'])}")
-    _write_record(folder, settings, {name: process.pid for name, process in daemons.items()})
+class Cluster:
+    """The daemons of one cluster, from start to end."""
 
+    def __init__(self, folder: Folder, settings: Settings) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._user = pwd.getpwuid(os.getuid()).pw_name
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
+        self._cable: str | None = None
 
-def _write_files(folder: Folder, settings: Settings) -> None:
-    for path in (
-        folder.logs,
-        folder.munge_key.parent,
-        folder.controller_state,
-        *map(folder.spool, settings.node_names),
-    ):
-        path.mkdir(parents=True, exist_ok=True)
-    folder.munge_key.touch(mode=0o600)
-    folder.munge_key.write_bytes(secrets.token_bytes(128))
-    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-    folder.conf.write_text(
-        slurm_conf(
-            settings, folder, free_ports(1 + settings.nodes), host=socket.gethostname().split(".")[0],
-            user=pwd.getpwuid(os.getuid()).pw_name, memory_mb=memory_mb,
-        )
-    )  # fmt: skip
+    def start(self) -> None:
+        """Start everything, in order; ClusterError with the log of what does not come up."""
+        folder = self._folder
+        self._record()  # from now on `down` finds this process
+        subnet = self._lay_network() if self._settings.hosts else None
+        place = self._write_files(subnet)
+        self._run("munged", self._munged())
+        self._await("munged", folder.munge_socket.is_socket, 10)
+        if self._settings.accounting:
+            accounting.make_database(folder, self._user)
+            self._run("mariadbd", accounting.mariadbd(folder, self._user))
+            self._await("mariadbd", folder.database_socket.is_socket, 60)
+            self._run("slurmdbd", *accounting.slurmdbd(folder, place))
+            accounting.register(folder, self._user)
+        inside = network.inside(self._pid(network.SWITCH), "mount") if self._settings.hosts else []
+        self._run("slurmctld", [*inside, find("slurmctld") or "slurmctld", "-D"])
+        for node in self._settings.node_names:
+            inside = network.inside(self._pid(f"host-{node}"), "net", "uts", "mount") if self._settings.hosts else []
+            self._run(f"slurmd-{node}", [*inside, find("slurmd") or "slurmd", "-D", "-N", node])
+        self._record()
 
+    def wait_until_idle(self) -> None:
+        """Raise ClusterError if a daemon ends or a node is not idle in time, with the ends of the logs."""
+        folder = self._folder
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        states: dict[str, str] = {}
+        while time.monotonic() < deadline:
+            if ended := [name for name, process in self._running.items() if process.poll() is not None]:
+                raise ClusterError(f"{' and '.join(ended)} ended at once\n{tail(folder, ended)}")
+            states = self._states()
+            if len(states) == self._settings.nodes and set(states.values()) == {"idle"}:
+                return
+            time.sleep(0.2)
+        if not states:
+            raise ClusterError(
+                f"slurmctld did not answer within {READY_TIMEOUT_S} s\n{tail(folder, ['slurmctld', 'munged'])}"
+            )
+        late = {name: state for name, state in states.items() if state != "idle"}
+        listed = ", ".join(f"{name} is {state}" for name, state in late.items())
+        reasons = ask(folder, "sinfo", "--list-reasons", "--noheader", "--format=%N: %E")
+        logs = tail(folder, ["slurmctld", *(f"slurmd-{name}" for name in late)])
+        raise ClusterError(f"not idle within {READY_TIMEOUT_S} s: {listed}\n{reasons}{logs}")
 
-def _daemons(folder: Folder, settings: Settings) -> list[Daemon]:
-    """All daemons in the order in which they are started."""
-    munge = folder.munge_key.parent
-    munged = [
-        "munged", "--foreground", f"--key-file={folder.munge_key}", f"--socket={folder.munge_socket}",
-        f"--pid-file={munge}/pid", f"--seed-file={munge}/seed", "--force",
-    ]  # fmt: skip
-    commands = {"munged": munged, "slurmctld": ["slurmctld", "-D"]}
-    commands |= {f"slurmd-{node}": ["slurmd", "-D", "-N", node] for node in settings.node_names}
-    return [Daemon(name, [find(command[0]) or command[0], *command[1:]]) for name, command in commands.items()]
+    def carry_out(self, request: Sequence[str]) -> str:
+        """What the command line asks of the running cluster; what came of it, or ClusterError."""
+        what, name = request
+        assert what == "restart", "the command line knows no other"
+        assert name in self._running, "the command line has looked"
+        return self._restart(name)
 
+    def end(self) -> None:
+        """End the daemons in peace, then everything else that descends from us, until nothing does."""
+        users = [name for name in self._running if name == "slurmctld" or name.startswith("slurmd-")]
+        for wave in (users, ["slurmdbd"], list(self._running)):  # none waits for an answer of one that has ended
+            self._terminate([self._running[name] for name in wave if name in self._running])
 
-def _write_record(folder: Folder, settings: Settings, daemons: dict[str, int]) -> None:
-    pids = {"supervisor": os.getpid()} | daemons
-    started = {name: {"pid": pid, "started": processes.start_time(pid)} for name, pid in pids.items()}
-    folder.record.write_text(json.dumps({"settings": asdict(settings), "processes": started}, indent=1) + "\n")
+        def nothing_left() -> bool:
+            processes.send(processes.descendants(os.getpid()), signal.SIGKILL)
+            return processes.reap()
 
+        processes.wait_until(nothing_left, END_TIMEOUT_S)
+        if self._cable is not None:
+            network.remove(self._cable)
 
-def _wait_until_idle(folder: Folder, settings: Settings, daemons: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Raise ClusterError if a daemon ends or a node is not idle in time, with the ends of the logs that tell why."""
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    states: dict[str, str] = {}
-    while time.monotonic() < deadline:
-        ended = [name for name, process in daemons.items() if process.poll() is not None]
-        if ended:
-            raise ClusterError(f"{' and '.join(ended)} ended at once\n{tail(folder, ended)}")
-        lines = ask(folder, "sinfo", "--noheader", "--Node", "--partition=gpu", "--format=%N %T").splitlines()
-        states = dict(line.split(maxsplit=1) for line in lines)
-        if len(states) == settings.nodes and set(states.values()) == {"idle"}:
-            return
-        time.sleep(0.2)
-    if not states:
-        raise ClusterError(
-            f"slurmctld did not answer within {READY_TIMEOUT_S} s\n{tail(folder, ['slurmctld', 'munged'])}"
-        )
-    late = {name: state for name, state in states.items() if state != "idle"}
-    listed = ", ".join(f"{name} is {state}" for name, state in late.items())
-    reasons = ask(folder, "sinfo", "--list-reasons", "--noheader", "--format=%N: %E")
-    logs = tail(folder, ["slurmctld", *(f"slurmd-{name}" for name in late)])
-    raise ClusterError(f"not idle within {READY_TIMEOUT_S} s: {listed}\n{reasons}{logs}")
+    def _terminate(self, daemons: Sequence[subprocess.Popen[bytes]]) -> None:
+        for process in daemons:
+            if process.poll() is None:
+                process.terminate()
+        if not processes.wait_until(lambda: all(process.poll() is not None for process in daemons), END_TIMEOUT_S):
+            late = [name for name, process in self._running.items() if process in daemons and process.poll() is None]
+            sys.stderr.write(f"{', '.join(late)} did not end on SIGTERM: killing it\n")
 
+    def _restart(self, name: str) -> str:
+        """End a daemon as an administrator does, start it again, and wait until it answers."""
+        process = self._running[name]
+        heard = self._heard()
+        process.terminate()
+        if not processes.wait_until(lambda: process.poll() is not None, END_TIMEOUT_S):
+            process.kill()
+            process.wait()
+        started_s = int(time.time())
+        self._run(name, *self._commands[name])
+        self._record()
+        if name == "slurmctld":
+            # a node's state is unknown to it until the node has registered
+            self._await(name, lambda: heard <= self._heard(), READY_TIMEOUT_S / 2)
+        elif name.startswith("slurmd-"):
+            node = name.removeprefix("slurmd-")
+            self._await(name, lambda: self._registered_s(node) >= started_s, READY_TIMEOUT_S / 2)
+        return f"restarted {name}"
 
-def tail(folder: Folder, names: Sequence[str], lines: int = 12) -> str:
-    """The last lines of these logs, each under its path."""
-    parts = []
-    for name in names:
-        path = folder.logs / f"{name}.log"
-        text = path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []
-        parts.append("\n".join([f"--- {path}", *text]))
-    return "\n".join(parts)
+    def _states(self) -> dict[str, str]:
+        """State of each node in SLURM's words, with * for a silent one; empty where slurmctld does not answer."""
+        lines = ask(self._folder, "sinfo", "--noheader", "--Node", "--partition=gpu", "--format=%N %T").splitlines()
+        return dict(line.split(maxsplit=1) for line in lines)
 
+    def _heard(self) -> set[str]:
+        """Nodes that slurmctld hears."""
+        return {node for node, state in self._states().items() if not state.endswith("*") and state != "unknown"}
 
-def _end(daemons: dict[str, subprocess.Popen[bytes]]) -> None:
-    """End the daemons in peace, then everything else that descends from us, until nothing does."""
-    for process in daemons.values():
-        if process.poll() is None:
-            process.terminate()
-    ended = processes.wait_until(
-        lambda: all(process.poll() is not None for process in daemons.values()), _END_TIMEOUT_S
-    )
-    if not ended:
-        sys.stderr.write("a daemon did not end on SIGTERM: killing it\n")
-
-    def nothing_left() -> bool:
-        processes.send(processes.descendants(os.getpid()), signal.SIGKILL)
-        return processes.reap()
-
-    processes.wait_until(nothing_left, _END_TIMEOUT_S)
-
-
-def read_record(folder: Folder) -> dict[str, tuple[int, int]]:
-    """The processes that were recorded, by name: pid and start time. Empty where no cluster was started."""
-    try:
-        listed = json.loads(folder.record.read_text())["processes"]
-    except FileNotFoundError:
-        return {}
-    return {name: (entry["pid"], entry["started"]) for name, entry in listed.items() if entry["started"] is not None}
-
-
-def running(folder: Folder) -> list[str]:
-    """Names of the recorded processes that run now."""
-    return [name for name, (pid, started) in read_record(folder).items() if processes.is_running(pid, started)]
-
-
-def down(folder: Folder) -> None:
-    """End the cluster in this folder and wait until nothing of it runs; ClusterError if something does not end."""
-    recorded = read_record(folder)
-    supervisor = recorded.get("supervisor")
-    if supervisor is not None and processes.is_running(*supervisor):
-        processes.send([supervisor[0]], signal.SIGTERM)
-        processes.wait_until(lambda: not processes.is_running(*supervisor), 3 * _END_TIMEOUT_S)
-    # a supervisor that was killed takes its daemons along (end_with_parent), but their jobs stay
-    left = {pid for pid, started in recorded.values() if processes.is_running(pid, started)} | set(_steps(folder))
-    left |= {below for pid in left for below in processes.descendants(pid)}
-    processes.send(left, signal.SIGKILL)
-    if not processes.wait_until(lambda: all(processes.start_time(pid) is None for pid in left), _END_TIMEOUT_S):
-        raise ClusterError(f"still running: {', '.join(map(str, sorted(left)))}; see ps -fp PID")
-
-
-def _steps(folder: Folder) -> list[int]:
-    """The job steps' own processes (slurmstepd) of this cluster, by their environment."""
-    mark = b"SLURM_CONF=" + os.fsencode(folder.conf)
-    found = []
-    for entry in Path("/proc").iterdir():
+    def _registered_s(self, node: str) -> int:
+        """When the node's slurmd that slurmctld knows was started, in Unix seconds; 0: unknown."""
+        shown = ask(self._folder, "scontrol", "show", "node", node)
+        _, _, told = shown.partition("SlurmdStartTime=")
         try:
-            is_step = entry.name.isdigit() and (entry / "comm").read_text().strip() == "slurmstepd"
-            if is_step and mark in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-        except OSError:  # it has ended, or is another user's
-            continue
-    return found
+            return int(time.mktime(time.strptime(told.split()[0], "%Y-%m-%dT%H:%M:%S")))
+        except (ValueError, IndexError):
+            return 0
+
+    def _run(self, name: str, command: Sequence[str], extra: Mapping[str, str] | None = None) -> None:
+        """Start a program that runs for as long as the cluster does; its log lies in logs/ under its name."""
+        self._commands[name] = (command, extra or {})
+        with (self._folder.logs / f"{name}.log").open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                command, env=environment(self._folder) | dict(extra or {}), cwd=self._folder.path,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=processes.end_with_parent,
+            )  # fmt: skip
+
+    def _await(self, name: str, ready: Callable[[], bool], timeout_s: float) -> None:
+        """Wait for a daemon to be ready; ClusterError with its log if it ends first, or takes too long."""
+        process = self._running[name]
+        processes.wait_until(lambda: ready() or process.poll() is not None, timeout_s)
+        if process.poll() is not None:
+            raise ClusterError(f"{name} ended at once\n{tail(self._folder, [name])}")
+        if not ready():
+            raise ClusterError(f"{name} was not ready within {timeout_s:.0f} s\n{tail(self._folder, [name])}")
+
+    def _pid(self, name: str) -> int:
+        return self._running[name].pid
+
+    def _record(self) -> None:
+        pids = {name: process.pid for name, process in self._running.items()}
+        write_record(self._folder, self._settings, pids, self._cable)
+
+    def _munged(self) -> list[str]:
+        munge = self._folder.munge_key.parent
+        return [
+            find("munged") or "munged", "--foreground", f"--key-file={self._folder.munge_key}",
+            f"--socket={self._folder.munge_socket}", f"--pid-file={munge}/pid", f"--seed-file={munge}/seed", "--force",
+        ]  # fmt: skip
+
+    def _lay_network(self) -> network.Subnet:
+        """Start the holders of all namespaces and join them by cables."""
+        hosts, nodes = self._folder.hosts, self._settings.node_names
+        hosts.touch()  # the holders mount it; it is filled once the addresses are known
+        holders = {network.SWITCH: None} | {f"host-{node}": node for node in nodes}
+        for name, hostname in holders.items():
+            self._run(name, network.holder(hosts, hostname))
+        for name in holders:
+            pid = self._pid(name)
+            self._await(name, lambda pid=pid: network.lives(pid), 10)  # type: ignore[misc]  # no type for a default
+        switch = self._pid(network.SWITCH)
+        subnet = network.lay_cable(switch)
+        self._cable = subnet.cable
+        self._record()
+        hosts.write_text(network.hosts_file(subnet, nodes, _hostname()))
+        network.connect(subnet, switch, [(node, self._pid(f"host-{node}")) for node in nodes])
+        return subnet
+
+    def _write_files(self, subnet: network.Subnet | None) -> Place:
+        folder, settings = self._folder, self._settings
+        for path in (folder.munge_key.parent, folder.controller_state, *map(folder.spool, settings.node_names)):
+            path.mkdir(parents=True, exist_ok=True)
+        folder.munge_key.touch(mode=0o600)
+        folder.munge_key.write_bytes(secrets.token_bytes(128))
+        numbers = range(1, settings.nodes + 1)
+        ports = free_ports(2 + settings.nodes)
+        place = Place(
+            host=_hostname(),
+            user=self._user,
+            memory_mb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+            address=subnet.machine if subnet else LOOPBACK,
+            port=ports[0],
+            node_addresses=[subnet.node(number) if subnet else LOOPBACK for number in numbers],
+            node_ports=ports[2:],
+            accounting_port=ports[1],
+        )
+        folder.conf.write_text(slurm_conf(settings, folder, place))
+        if settings.gpus:
+            _make_gpus(folder, settings.gpus)
+            folder.gres_conf.write_text(gres_conf(settings, folder))
+        return place
+
+
+def _make_gpus(folder: Folder, count: int) -> None:
+    """Files that SLURM takes for GPUs: devices, or ordinary files where only root could make devices."""
+    folder.gpus.mkdir()
+    for number in range(count):
+        path = folder.gpus / f"nvidia{number}"
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o666, _NULL_DEVICE)
+        except PermissionError:
+            path.touch()
+
+
+def _hostname() -> str:
+    return socket.gethostname().split(".")[0]

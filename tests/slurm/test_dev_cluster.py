@@ -13,45 +13,29 @@ import pytest
 
 from devcluster import cli
 from devcluster.processes import start_time
+from devcluster.record import read_record
 from devcluster.settings import Folder
-from devcluster.supervisor import read_record
 
-from slurm_cluster import Slurm, dev_cluster
+from slurm_cluster import Slurm, dev_cluster, new_folder, traces
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A new folder for a cluster of the test's own, short enough for sockets."""
-    path = Path(f"/tmp/hrdc-test-{os.getpid()}-{time.monotonic_ns()}")
-    yield path
-    if path.exists():  # the test failed half-way
-        dev_cluster(["down", f"--dir={path}"])
-
-
-def running_in(folder: Path) -> list[str]:
-    """Command lines of processes that have the cluster's folder in theirs or in their SLURM_CONF; zombies have none."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if os.fsencode(folder) in text:
-                found.append(text.replace(b"\0", b" ").decode(errors="replace"))
-    return found
+    """A new folder for a cluster of the test's own."""
+    with new_folder() as path:
+        yield path
 
 
 def test_a_step_spans_nodes(slurm: Slurm) -> None:
-    names = slurm.run("srun", "--nodes=4", "--ntasks-per-node=1", "printenv", "SLURMD_NODENAME").split()
+    names = slurm.run("srun", "--quiet", "--nodes=4", "--ntasks-per-node=1", "printenv", "SLURMD_NODENAME").split()
     assert sorted(names) == ["n1", "n2", "n3", "n4"]
 
 
 def test_jobs_may_ask_for_memory_or_not(slurm: Slurm) -> None:
     for memory in ([], ["--mem=1G"], ["--mem-per-cpu=100M"]):
-        assert slurm.run("srun", "--nodes=2", *memory, "echo", "here").split() == ["here", "here"]
+        assert slurm.run("srun", "--quiet", "--nodes=2", *memory, "echo", "here").split() == ["here", "here"]
 
 
 def test_a_batch_job_starts_steps_on_all_its_nodes(slurm: Slurm, tmp_path: Path) -> None:
@@ -98,7 +82,7 @@ def test_run_beside_another_cluster_leaves_nothing(slurm: Slurm, folder: Path) -
     )
     assert said == "1/idle\n"
     assert not folder.exists()
-    assert running_in(folder) == []
+    assert traces(folder) == []
     assert len(slurm.run("sinfo", "--noheader", "--Node", "--partition=gpu", "--states=idle").splitlines()) == 4
 
 
@@ -121,7 +105,7 @@ def test_down_ends_jobs_that_do_not_want_to(folder: Path, tmp_path: Path) -> Non
     dev_cluster(["down", f"--dir={folder}"])
     assert time.monotonic() - started < 15
     assert [pid for pid in pids if start_time(pid) is not None] == []
-    assert running_in(folder) == []
+    assert traces(folder) == []
     assert not folder.exists()
     assert "no cluster in" in dev_cluster(["down", f"--dir={folder}"], code=cli.FAILED)
 
@@ -131,9 +115,9 @@ def test_a_cluster_ends_with_its_owner(folder: Path) -> None:
         dev_cluster(["up", f"--dir={folder}", "--nodes=1", f"--owner={owner.pid}"])
         owner.kill()
     deadline = time.monotonic() + 20
-    while running_in(folder) and time.monotonic() < deadline:
+    while traces(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert running_in(folder) == []
+    assert traces(folder) == []
     assert not folder.exists()
 
 
@@ -145,7 +129,7 @@ def test_a_killed_supervisor_leaves_nothing_that_down_does_not_end(folder: Path,
     pid, _ = read_record(Folder(folder))["supervisor"]
     os.kill(pid, signal.SIGKILL)
     dev_cluster(["down", f"--dir={folder}"])
-    assert running_in(folder) == []
+    assert traces(folder) == []
     assert not folder.exists()
 
 
@@ -157,5 +141,5 @@ def test_a_failed_up_says_why_and_leaves_nothing_running(folder: Path, tmp_path:
     assert "slurmd-n1" in said
     assert "ended at once" in said
     assert "this slurmd is broken" in said
-    assert running_in(folder) == []
+    assert traces(folder) == []
     dev_cluster(["up", f"--dir={folder}"])  # clears what the failed one left

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from devcluster import cli, settings
-from devcluster.settings import Folder, Settings, free_ports, slurm_conf
+from devcluster import cli, packages, settings
+from devcluster.conf import Place, slurm_conf
+from devcluster.settings import Folder, Settings, free_ports
 
 
-def conf(**chosen: int) -> str:
+def conf(**chosen: Any) -> str:
     made = Settings(**chosen)
-    ports = [20_000, *range(20_001, 20_001 + made.nodes)]
-    return slurm_conf(made, Folder(Path("/run/c")), ports, host="login", user="ada", memory_mb=2_000)
+    place = Place(
+        host="login", user="ada", memory_mb=2_000, address="10.0.0.254", port=20_000, accounting_port=19_999,
+        node_addresses=[f"10.0.0.{number}" for number in range(1, made.nodes + 1)],
+        node_ports=range(20_001, 20_001 + made.nodes),
+    )  # fmt: skip
+    return slurm_conf(made, Folder(Path("/run/c")), place)
 
 
 def test_every_node_has_its_port_and_what_was_asked_for() -> None:
@@ -65,7 +71,7 @@ def test_what_cannot_work_is_refused(arguments: list[str], message: str, capsys:
 def test_a_folder_with_something_in_it_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "find", lambda program: program)
+    monkeypatch.setattr(packages, "find", lambda program: program)
     monkeypatch.setattr(settings.Folder, "check", lambda _: None)  # pytest's folders may be too long
     (tmp_path / "thesis.tex").touch()
     assert cli.main(["up", f"--dir={tmp_path}"]) == cli.CANNOT
@@ -74,9 +80,9 @@ def test_a_folder_with_something_in_it_is_refused(
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli, "find", lambda program: None if program == "munged" else program)
+    monkeypatch.setattr(packages, "find", lambda program: None if program == "munged" else program)
     assert cli.main(["up"]) == cli.CANNOT
     assert (
-        "munged not found; on Debian and Ubuntu: apt-get update && apt-get install -y munge\n"
-        in capsys.readouterr().err
+        "munged not found; on Debian and Ubuntu: dev-cluster install, which does"
+        " apt-get update && apt-get install -y munge\n" in capsys.readouterr().err
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +94,84 @@ class Slurm:
         restarts = int(self.show(job_id)["Restarts"]) + 1
         self.run("scontrol", "requeue", job_id)
         self.wait_state(job_id, {"RUNNING", *ENDED}, timeout, restarts=restarts)
+
+    def link(self, node: str, state: str) -> None:
+        """Pull a node's cable ('down'), or put it back ('up'); hosts form only."""
+        dev_cluster(["link", node, state, f"--dir={self.folder}"])
+
+    def reconnect(self, node: str) -> None:
+        """Put a lost node's cable back, and return once the node is idle.
+
+        slurmd is restarted, as after a reboot: slurmctld asks a node that was lost long ago only twice a minute.
+        """
+        self.link(node, "up")
+        self.restart(node)
+        self.wait_node(node, {"idle"}, 60)
+
+    def rate(self, node: str, rate: str) -> None:
+        """Limit what a node, or 'all', sends and receives ('50mbit'), or no longer ('none'); hosts form only."""
+        dev_cluster(["rate", node, rate, f"--dir={self.folder}"])
+
+    def restart(self, daemon: str) -> None:
+        """End a daemon ('slurmctld', 'slurmdbd', a node for its slurmd) and start it again; returns once it answers."""
+        dev_cluster(["restart", daemon, f"--dir={self.folder}"])
+
+    def node_state(self, node: str) -> str:
+        """The node's state in SLURM's words: idle, mixed, down*, ..."""
+        return self.run("sinfo", "--noheader", "--partition=gpu", f"--nodes={node}", "--format=%T").strip()
+
+    def expand(self, nodes: str) -> list[str]:
+        """Names of the nodes in SLURM's short form: n[1-3]."""
+        return self.run("scontrol", "show", "hostnames", nodes).split()
+
+    def wait_node(self, node: str, states: set[str], timeout: float) -> str:
+        """The node's state once it is one of `states`."""
+        deadline = time.monotonic() + timeout
+        while (state := self.node_state(node)) not in states:
+            assert time.monotonic() < deadline, f"{node} not {states} within {timeout} s, but {state}"
+            time.sleep(0.2)
+        return state
+
+
+@contextmanager
+def new_folder() -> Iterator[Path]:
+    """A new folder for a cluster of a test's own, short enough for sockets; what runs in it at the end is ended."""
+    path = Path(f"/tmp/hrdc-test-{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        yield path
+    finally:
+        if path.exists():
+            dev_cluster(["down", f"--dir={path}"])
+
+
+def traces(folder: Path) -> list[str]:
+    """What there is of a cluster outside its folder, on this machine: processes and mounts.
+
+    A process is known by its command line, its environment, or by what its mount namespace shows as /etc/hosts.
+    """
+    mark = os.fsencode(folder)
+    found = [f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(folder) in line]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes()
+                known = command + (entry / "environ").read_bytes() + (entry / "mountinfo").read_bytes()
+            except OSError:  # it has ended
+                continue
+            if mark in known:
+                found.append(f"process {entry.name} " + command.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def cable(folder: Path) -> str | None:
+    """Name of the interface by which this machine reaches the nodes of the hosts form."""
+    name: str | None = json.loads((folder / "cluster.json").read_text())["cable"]
+    return name
+
+
+def interfaces() -> set[str]:
+    """Names of this machine's network interfaces."""
+    return {name for _, name in socket.if_nameindex()}
 
 
 def clean_environment() -> dict[str, str]:
