@@ -106,6 +106,7 @@ class Run:
     def to_the_end(self) -> Outcome:
         """Start up, train, evaluate, save; return how it ended."""
         self._start()
+        self.around.deadline.begin(state_bytes(self.parts.step))
         self.journal.phase("startup", "end", self.step)
         try:
             reason = self._finish_evaluation() or self._steps()
@@ -179,7 +180,6 @@ class Run:
     def _steps(self) -> str | None:
         """Train to the last step; return why it stopped before, if so."""
         self.journal.phase("train", "begin", self.step)
-        self.around.deadline.begin(state_bytes(self.parts.step))
         while (reason := self._steps_from(self.step)) == _DO_AGAIN:
             self._go_back()
         self.journal.phase("train", "end", self.step)

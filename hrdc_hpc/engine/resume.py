@@ -49,7 +49,9 @@ def resume(folder: RunFolder, config: RunConfig, parts: Parts, processes: Proces
     state = checkpoint.load(path)
     step = restore(state, parts.step, processes)
     best = Best.of(told) if told["fingerprint"] == fingerprint else None
-    there = _evaluation_there(folder, config, step, told["world_size"], parts) if processes.first else None
+    there = None
+    if processes.first:
+        there = evaluation_there(folder, config, step, world_size=told["world_size"], ema=parts.step.ema is not None)
     if processes.first:
         log.info("resumed from %s (step %d)", path, step)
     return Beginning(step, best, processes.from_first(there), state.get("nonfinite_windows", []))
@@ -73,20 +75,20 @@ def _newest(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
     return (found.path, found.about) if found else None
 
 
-def _evaluation_there(
-    folder: RunFolder, config: RunConfig, step: int, world_size: int, parts: Parts
+def evaluation_there(
+    folder: RunFolder, config: RunConfig, step: int, *, world_size: int, ema: bool
 ) -> Accuracy | None:  # fmt: skip
-    """Find the evaluation of the checkpoint after `step` steps, made on `world_size` ranks.
+    """Find the evaluation of the checkpoint after `step` steps, made on `world_size` ranks; None if there is none.
 
     With batch norm per rank an attempt on another number of ranks came to this step with other weights.
     """
     sizes = {a["attempt"]: a.get("info", {}).get("world_size") for a in read_attempts(folder)}
-    same = {attempt for attempt, size in sizes.items() if size == world_size}
-    wanted = {"eval", "eval_ema"} if parts.step.ema else {"eval"}
+    wanted = {"eval", "eval_ema"} if ema else {"eval"}
     there = {r["kind"]: r for r in read_metrics(folder) if r["step"] == step and r["kind"] in wanted}
-    if wanted > there.keys():
+    if wanted - there.keys():
         return None
-    if config.model.batch_norm == "per_rank" and not all(record["attempt"] in same for record in there.values()):
+    alike = all(sizes.get(record["attempt"]) == world_size for record in there.values())
+    if config.model.batch_norm == "per_rank" and not alike:
         return None
     accuracy: Accuracy = there["eval"]["accuracy"]
     return accuracy

@@ -275,6 +275,11 @@ def test_a_trace_of_some_steps(tmp_path: Path, single: Processes) -> None:
     convolutions = [event for event in trace["traceEvents"] if event.get("name") == "aten::convolution"]
     assert len(convolutions) == 2
     assert "aten::convolution" in (tmp_path / "profile" / "attempt-3-steps-2-4.txt").read_text()
+    hurried = Profiler((2, 5), tmp_path / "none", 3, single.device)
+    hurried.before(2)
+    hurried.drop()  # told to stop: the disk is for the checkpoint
+    hurried.close()
+    assert not (tmp_path / "none").exists()
 
 
 def test_utilisation_is_the_share_of_the_peak(tmp_path: Path, single: Processes) -> None:

@@ -17,7 +17,7 @@ from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_metrics, read_raw
 
-from faulty import train_but_evaluation_is_slow, train_but_rank_1_fails_at_start, train_on_nodes
+from faulty import train_but_evaluation_is_slow, train_but_rank_1_fails_at_start, train_on_nodes, wait_in_vain
 from ranks import Ranks
 from runs import differing, final_state, make_run
 
@@ -69,6 +69,13 @@ def test_peers_of_a_stopped_rank_leave_and_name_it(tmp_path: Path, digits: Path)
     assert "rank 1 on n1 did not arrive: no sign of life" in line["what"]
     (end,) = [r for r in read_raw(RunFolder(run)) if r["kind"] == "end"]
     assert "nothing was done for" in end["reason"]
+
+
+def test_collectives_give_up_after_the_time_set(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "alone")
+    ranks = Ranks(run, 2, target=wait_in_vain)
+    assert ranks.wait(30)[0] == 0
+    assert "gave up after 1 s: True" in ranks.logs()
 
 
 @pytest.mark.slow

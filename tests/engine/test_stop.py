@@ -53,6 +53,7 @@ def test_deadline_is_rank_0_s_and_follows_what_was_measured(caplog: pytest.LogCa
     assert late.reason(8) is None
 
 
+@pytest.mark.slow
 def test_run_stops_by_itself_before_the_time_limit(tmp_path: Path, digits: Path) -> None:
     settings = ("optim.epochs=400", "checkpoint.every_steps=100000", "eval.every_epochs=400", "log.every_steps=20")
     run = make_run(tmp_path, digits, "limited", *settings)
@@ -114,6 +115,7 @@ def test_told_before_it_has_begun(tmp_path: Path, digits: Path, told: StopWhen) 
     assert end["reason"] == "SIGUSR2"
 
 
+@pytest.mark.slow
 def test_told_while_it_waits_for_the_lease(tmp_path: Path, digits: Path, told: StopWhen) -> None:
     run = make_run(tmp_path, digits, "held")
     lease = Lease.acquire(RunFolder(run))

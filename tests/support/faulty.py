@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -122,3 +123,23 @@ def train_but_opening_takes_long(run: Path, place: Place, stop: Stop) -> None:
 
     parts.open_split = slow
     trainer.train(run, place, stop)
+
+
+def wait_in_vain(run: Path, place: Place, stop: Stop) -> None:
+    """Rank 0 meets rank 1, then waits for it in a collective, with little patience; rank 1 does something else."""
+    from hrdc_hpc.config.schema import Compute
+    from hrdc_hpc.engine.processes import open_processes
+    from hrdc_hpc.engine.watchdog import timed_out
+
+    with open_processes(place, Compute(device="cpu", threads=1)) as processes:
+        processes.barrier()
+        processes.set_timeout(1)
+        if place.rank == 1:
+            time.sleep(8)
+            os._exit(0)
+        began = time.monotonic()
+        try:
+            processes.barrier()
+        except RuntimeError as error:
+            print(f"gave up after {time.monotonic() - began:.0f} s: {timed_out(error)} ({error})", flush=True)
+            os._exit(0)
