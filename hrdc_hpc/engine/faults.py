@@ -8,6 +8,7 @@
 | hang@STEP      | one rank stands still before that step                                                |
 | unhealthy@NODE | every rank on the node (its name for the scheduler, or its host name) fails its check |
 | slow_save@S    | every checkpoint takes S seconds longer                                               |
+| slow@S         | every step takes S seconds longer                                                     |
 
 `:rank=R` chooses the rank of nan and hang (0 unless told). `#once` makes nan and hang come in the first pass of the
 run's first attempt only, as a passing fault would. A run with faults says so in its log and its metrics.
@@ -27,7 +28,7 @@ from hrdc_hpc.record.health import Home
 log = logging.getLogger(__name__)
 
 VARIABLE = "HRDC_FAULTS"
-_FORM = re.compile(r"(nan|hang|unhealthy|slow_save)@([A-Za-z0-9._-]+)(?::rank=(\d+))?(#once)?")
+_FORM = re.compile(r"(nan|hang|unhealthy|slow_save|slow)@([A-Za-z0-9._-]+)(?::rank=(\d+))?(#once)?")
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ def _fault(word: str) -> Fault:
     if match:
         kind, at, rank, once = match.groups()
         on_step = kind in ("nan", "hang")
-        fitting = at.isdecimal() if on_step else kind != "slow_save" or re.fullmatch(r"\d+(\.\d+)?", at)
+        fitting = at.isdecimal() if on_step else kind == "unhealthy" or re.fullmatch(r"\d+(\.\d+)?", at)
         if fitting and (on_step or not (rank or once)):
             return Fault(kind, at, int(rank or 0), bool(once))
     raise ValueError(
         f"{VARIABLE}: got {word!r}; allowed: nan@STEP, hang@STEP (with :rank=R and #once), unhealthy@NODE,"
-        " slow_save@SECONDS, with blanks between them. Unset it to train without faults"
+        " slow@SECONDS, slow_save@SECONDS, with blanks between them. Unset it to train without faults"
     )
 
 
@@ -101,7 +102,8 @@ class Faults:
         return float("nan") if self._due("nan", step) else 1.0
 
     def before(self, step: int) -> None:
-        """Stand still, if it is time."""
+        """Stand still, or wait a while, if it is time."""
+        time.sleep(self._seconds("slow"))
         if self._due("hang", step):
             log.warning("standing still before step %d, on purpose", step)
             while True:
@@ -113,7 +115,7 @@ class Faults:
 
     def slowly(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return `work`, slowed down as a save is to be."""
-        seconds = sum(float(fault.at) for fault in self.faults if fault.kind == "slow_save")
+        seconds = self._seconds("slow_save")
         if not seconds:
             return work
 
@@ -122,6 +124,9 @@ class Faults:
             work()
 
         return slow
+
+    def _seconds(self, kind: str) -> float:
+        return sum(float(fault.at) for fault in self.faults if fault.kind == kind)
 
     def _due(self, kind: str, step: int) -> bool:
         due = False
