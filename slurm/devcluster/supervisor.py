@@ -160,6 +160,8 @@ class Cluster:
         if name == "slurmctld":
             # a node's state is unknown to it until the node has registered
             self._await(name, lambda: heard <= self._heard(), READY_TIMEOUT_S / 2)
+        elif name == "slurmdbd":
+            self._await(name, lambda: ask(self._folder, "sacctmgr", "--noheader", "show", "cluster") != "", 30)
         elif name.startswith("slurmd-"):
             node = name.removeprefix("slurmd-")
             self._await(name, lambda: self._registered_s(node) >= started_s, READY_TIMEOUT_S / 2)
