@@ -42,10 +42,11 @@ def note_end(run: Path, *, job_id: str, rank: int | None, code: int, reason: str
         os.write(2, f"cannot write {_path(run)}: {error}\n{line}".encode())
 
 
-def note_rank_end(run: Path, place: Place, code: int, reason: str) -> None:
-    """Append the end of one rank."""
+def note_rank_end(run: Path, place: Place, code: int, reason: str, **more: str | int) -> None:
+    """Append the end of one rank; further fields as for note_end."""
     start = int(place.job.get("restart_count", 0))
-    note_end(run, job_id=str(place.job["job_id"]), rank=place.rank, code=code, reason=reason, restart_count=start)
+    job_id = str(place.job["job_id"])
+    note_end(run, job_id=job_id, rank=place.rank, code=code, reason=reason, restart_count=start, **more)
 
 
 def read_ends(run: Path, job: Job) -> list[dict[str, Any]]:

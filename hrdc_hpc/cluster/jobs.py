@@ -16,6 +16,7 @@ from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import peek
 
 Kind = Literal["slurm", "local"]
+Phase = Literal["queued", "running", "gone"]
 
 _QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
@@ -35,7 +36,7 @@ class Job:
 class JobState:
     """Where a job is: waiting, at work, or gone for good; and the scheduler's own word for it."""
 
-    phase: Literal["queued", "running", "gone"]
+    phase: Phase
     word: str
 
 
@@ -44,9 +45,10 @@ def note_submitting(run: Path, kind: Kind) -> None:
     _note(run, {"event": "submitting", "kind": kind})
 
 
-def note_job(run: Path, job: Job) -> None:
-    """Write down the job that was taken."""
-    _note(run, {"event": "submitted", "kind": job.kind, "job_id": job.job_id, "since": job.since})
+def note_job(run: Path, job: Job, chain: str | None = None) -> None:
+    """Write down the job that was taken; `chain`: the first job of the dependency chain that it is a link of."""
+    entry = {"event": "submitted", "kind": job.kind, "job_id": job.job_id, "since": job.since}
+    _note(run, entry if chain is None else {**entry, "chain": chain})
 
 
 def note_refusal(run: Path, why: str) -> None:
@@ -56,8 +58,27 @@ def note_refusal(run: Path, why: str) -> None:
 
 def last_job(run: Path) -> Job | None:
     """The newest submission of the run; None if there was none."""
+    taken = all_jobs(run)
+    return taken[-1] if taken else None
+
+
+def all_jobs(run: Path) -> list[Job]:
+    """Every job that was taken, oldest first: a chain has several in the queue at once."""
+    taken = (entry for entry in _entries(run) if entry.get("event") == "submitted")
+    return [Job(entry["kind"], entry["job_id"], entry["since"]) for entry in taken]
+
+
+def jobs_of_launch(run: Path, job_id: str) -> list[str]:
+    """Ids of the jobs that were submitted together with this one, itself among them, in order: a chain's links."""
     taken = [entry for entry in _entries(run) if entry.get("event") == "submitted"]
-    return Job(taken[-1]["kind"], taken[-1]["job_id"], taken[-1]["since"]) if taken else None
+    chain = next((entry.get("chain") for entry in reversed(taken) if entry["job_id"] == job_id), None)
+    return [entry["job_id"] for entry in taken if entry.get("chain") == chain] if chain else [job_id]
+
+
+def chained_after(run: Path, job_id: str) -> list[str]:
+    """Ids of a chain's links after this one."""
+    links = jobs_of_launch(run, job_id)
+    return links[links.index(job_id) + 1 :]
 
 
 def cut_off(run: Path) -> bool:
@@ -96,9 +117,14 @@ def job_state(run: Path, job: Job) -> JobState:
     except scheduler.NoSuchJob:
         return JobState("gone", "no longer known to SLURM")
     word = state if reason in ("", "None") else f"{state} ({reason})"
+    return JobState(phase_of(state), word)
+
+
+def phase_of(state: str) -> Phase:
+    """Where a job in SLURM's state `state`, in full, is."""
     if state in _QUEUED:
-        return JobState("queued", word)
-    return JobState("running" if state in _RUNNING else "gone", word)
+        return "queued"
+    return "running" if state in _RUNNING else "gone"
 
 
 def _controller_lives(run: Path, job: Job) -> bool:

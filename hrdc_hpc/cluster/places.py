@@ -68,9 +68,12 @@ def slurm_job_id(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def job_end_time(environ: Mapping[str, str] = os.environ) -> float | None:
-    """When SLURM ends the job at its time limit, Unix seconds on SLURM's clock; None where it does not say."""
+    """When SLURM ends the job at its time limit, Unix seconds on SLURM's clock; None where it does not say.
+
+    A time that is past is none: what asks for it in the batch script may get an empty answer, and take it for today.
+    """
     text = environ.get("SLURM_JOB_END_TIME", "")
-    return float(text) if text.isdecimal() else None
+    return float(text) if text.isdecimal() and float(text) > time.time() else None
 
 
 def tasks_on_node(tasks_per_node: str, node: int) -> int:

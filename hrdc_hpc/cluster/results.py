@@ -9,7 +9,9 @@ from typing import Any
 
 from hrdc_hpc.cluster.ends import log_path, read_ends
 from hrdc_hpc.cluster.exit_codes import Exit
+from hrdc_hpc.cluster.goodput import line
 from hrdc_hpc.cluster.jobs import Job
+from hrdc_hpc.cluster.timeline import account_of
 from hrdc_hpc.config.load import loads
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_raw
@@ -19,7 +21,7 @@ TAIL_LINES = 30
 
 
 def print_result(summary: Mapping[str, Any], run: Path) -> None:
-    """Print accuracy in percent, a row for each head and fusion, unreadable files, where the run folder lies.
+    """Print accuracy in percent, a row for each head and fusion, unreadable files, goodput, where the run folder lies.
 
     The title says which images were evaluated: those of data.holdout are no test images, nor balanced.
 
@@ -30,7 +32,7 @@ def print_result(summary: Mapping[str, Any], run: Path) -> None:
     what = "balanced test accuracy" if _trained_on_all(run) else "held-out accuracy"
     title = f"{what} after epoch {summary['epoch']}, step {summary['step']}"
     print_table(accuracy_table(summary["accuracy"], summary["primary"], title, summary.get("accuracy_ema")))
-    sys.stdout.write(f"{_left_out(run)}run folder: {run}\n")
+    sys.stdout.write(f"{_left_out(run)}{_goodput(run)}run folder: {run}\n")
     sys.stdout.flush()
 
 
@@ -40,6 +42,12 @@ def _trained_on_all(run: Path) -> bool:
         return loads(RunFolder(run).config.read_text(), place=str(run)).data.holdout is None
     except (OSError, ValueError):
         return True
+
+
+def _goodput(run: Path) -> str:
+    """One line on where the time went, or nothing if no attempt was written down."""
+    spent = account_of(run).run
+    return f"goodput: {line(spent)}\n" if spent.total_s else ""
 
 
 def _left_out(run: Path) -> str:

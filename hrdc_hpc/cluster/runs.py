@@ -23,6 +23,7 @@ from typing import Literal
 from hrdc_hpc.cluster import snapshot
 from hrdc_hpc.cluster.jobs import cut_off, job_state, last_job
 from hrdc_hpc.cluster.scheduler import SchedulerError
+from hrdc_hpc.cluster.signals import STOP_FILE
 from hrdc_hpc.config.compare import Difference, differences
 from hrdc_hpc.config.load import loads, to_yaml
 from hrdc_hpc.config.schema import RunConfig
@@ -99,6 +100,9 @@ def claimed(config: RunConfig, run: Path, command: Sequence[str]) -> Iterator[Fo
 def prepare(found: Found, config: RunConfig) -> list[str]:
     """Bring a run folder up to date; lines for the user."""
     folder, notes = found.folder, []
+    if (folder.path / STOP_FILE).exists():
+        (folder.path / STOP_FILE).unlink(missing_ok=True)
+        notes.append(f"the file {STOP_FILE!r}, which stopped the run, is removed")
     if cut_off(folder.path):
         notes.append(
             "an earlier launch was killed while it submitted. If its job was taken, it is in the queue (squeue --me"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -21,8 +22,11 @@ class NoSuchJob(SchedulerError):
     """SLURM does not know the job (any more)."""
 
 
-def call(program: str, *args: str) -> str:
-    """Run a SLURM program, shielded from stop signals; its standard output. Raises SchedulerError, NoSuchJob."""
+def call(program: str, *args: str, **environ: str) -> str:
+    """Run a SLURM program, shielded from stop signals; its standard output. Raises SchedulerError, NoSuchJob.
+
+    `environ`: variables that it gets besides this process's own, e.g. SLURM_TIME_FORMAT='%s'.
+    """
     path = shutil.which(program)
     if path is None:
         raise SchedulerError(f"{program} is not on the PATH")
@@ -30,8 +34,9 @@ def call(program: str, *args: str) -> str:
     try:
         with shielded():
             done = subprocess.run(
-                [path, *args], capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
-            )
+                [path, *args], capture_output=True, text=True, timeout=TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
+                env=os.environ | environ,
+            )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SchedulerError(f"{command}: {error}") from error
     if done.returncode == 0:

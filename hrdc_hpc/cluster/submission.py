@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from submitit.slurm.slurm import SlurmExecutor
 
-from hrdc_hpc.cluster import local
+from hrdc_hpc.cluster import limits, local, script, shape
 from hrdc_hpc.cluster.jobs import Job, Kind
 from hrdc_hpc.cluster.places import RENDEZVOUS, forget_torch_variables
+from hrdc_hpc.cluster.shape import ranks_per_node
 from hrdc_hpc.cluster.task import TrainTask
-from hrdc_hpc.config.schema import Cluster, RunConfig
+from hrdc_hpc.config.cluster import Cluster
+from hrdc_hpc.config.nodes import node_range
+from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.record.folder import RunFolder
 
 _OWN_OPTIONS = {
     "partition": "partition", "nodes": "nodes", "gpus-per-node": "gpus_per_node", "gpus": "gpus_per_node",
     "ntasks-per-node": "ranks_per_node", "ntasks": "ranks_per_node", "cpus-per-task": "cpus_per_rank",
-    "mem": "mem_gb", "time": "time_min", "signal": "signal_delay_s", "account": "account", "qos": "qos",
-    "constraint": "constraint", "array": "array_parallelism",
+    "mem": "mem_gb", "mincpus": "cpus_per_rank", "time": "time_min", "signal": "signal_delay_s", "account": "account",
+    "qos": "qos", "constraint": "constraint", "array": "array_parallelism",
 }  # fmt: skip
 """sbatch options that are fields of `cluster`: given twice they would contradict each other."""
 _NOT_OURS_TO_CHANGE = ("output", "error", "open-mode", "job-name", "chdir", "wrap", "export")
@@ -39,7 +43,12 @@ class SubmissionRefused(RuntimeError):
 
 
 class _Slurm(SlurmExecutor):  # type: ignore[misc, unused-ignore]
-    """submitit's executor; may be made where there is no SLURM, to print what it would submit."""
+    """submitit's executor with our own srun line; also made where there is no SLURM, to print what it would submit."""
+
+    def __init__(self, config: RunConfig, run: Path) -> None:
+        """Log and pickle into the run's folder."""
+        super().__init__(RunFolder(run).logs)
+        self.config, self.run = config, run
 
     @classmethod
     def affinity(cls) -> int:
@@ -48,13 +57,22 @@ class _Slurm(SlurmExecutor):  # type: ignore[misc, unused-ignore]
 
     def sbatch_text(self) -> str:
         """Return the text that is handed to sbatch; the same function writes it at submission."""
-        text: str = self._make_submission_file_text(self._submitit_command_str, uid="")
+        return self._make_submission_file_text(self._submitit_command_str, uid="")
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return f"-u -m submitit.core._submit {shlex.quote(str(self.folder))}"
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        line = script.srun_line(self.config, self.run, command, str(JobPaths(folder=self.folder).stdout))
+        text: str = super()._make_submission_file_text(line, uid)
+        if self.config.cluster.signal_delay_s == 0:  # submitit always asks for one
+            text = "".join(line for line in text.splitlines(True) if not line.startswith("#SBATCH --signal="))
         return text
 
-
-def ranks_per_node(cluster: Cluster) -> int:
-    """Processes per node: as set, else one per GPU, else one."""
-    return cluster.ranks_per_node or cluster.gpus_per_node or 1
+    def _num_tasks(self) -> int:
+        """How many result files submitit's own Job would look for; we do not ask it."""
+        return 1
 
 
 def check(kind: Kind, config: RunConfig, run: Path) -> None:
@@ -66,13 +84,31 @@ def check(kind: Kind, config: RunConfig, run: Path) -> None:
         )
     if kind == "slurm":
         _sbatch_options(config)
-    elif config.cluster.nodes > 1:
+        script.check(config, run)
+    elif node_range(config.cluster.nodes) != (1, 1):
         raise ValueError(
             f"cluster.nodes: {config.cluster.nodes}, but --cluster local is this machine alone; add --nodes 1"
             " (--ranks-per-node sets the number of processes)"
         )
     else:
         local.visible_gpus(config.cluster.gpus_per_node, os.environ)
+    shape.refuse_unfit_sizes(config)
+
+
+def notes(kind: Kind, config: RunConfig, *, ask: bool) -> list[str]:
+    """What the user should know before the job is handed over; with `ask`, SLURM is asked for its limits.
+
+    Raises ValueError with all that would never start.
+    """
+    if kind == "slurm":
+        return [*shape.notes(config), *(limits.check(config.cluster) if ask else ())]
+    keys = (
+        "modules", "venv", "python", "container", "environment", "nccl", "network_interface", "scratch",
+        "compile_cache", "srun", "cpu_bind", "gpu_bind",
+    )  # fmt: skip
+    default = Cluster()
+    unused = [f"cluster.{key}" for key in keys if getattr(config.cluster, key) != getattr(default, key)]
+    return [f"--cluster local starts the ranks as they are here, without {', '.join(unused)}"] if unused else []
 
 
 def sbatch_text(config: RunConfig, run: Path) -> str:
@@ -88,7 +124,7 @@ def local_text(config: RunConfig, run: Path) -> str:
     ranks = ranks_per_node(config.cluster)
     return (
         f"# {ranks} rank{'s'[: ranks > 1]} on this machine, at most {config.cluster.time_min} minutes, each:\n"
-        f"{setup}{words} {_slurm_executor(config, run)._submitit_command_str}\n"
+        f"{setup}{words} {shlex.quote(sys.executable)} {_slurm_executor(config, run)._submitit_command_str}\n"
     )
 
 
@@ -127,10 +163,8 @@ def _remove_old_meeting_points(run: Path) -> None:
 
 
 def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
-    cluster = config.cluster
-    ranks = ranks_per_node(cluster)
-    code = shlex.quote(str(RunFolder(run).code))
-    executor = _Slurm(RunFolder(run).logs)
+    cluster, ranks = config.cluster, ranks_per_node(config.cluster)
+    executor = _Slurm(config, run)
     given = {
         "partition": cluster.partition,
         "account": cluster.account,
@@ -138,26 +172,22 @@ def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
         "constraint": cluster.constraint,
         "mem": f"{cluster.mem_gb}GB" if cluster.mem_gb else None,
         "gpus_per_node": cluster.gpus_per_node or None,
+        # tasks would cap a range of nodes (SLURM 22.05: 1-3 nodes of 1 task got 1 node of 3 idle ones)
+        "ntasks_per_node": None if shape.is_malleable(cluster) else ranks,
     }
     executor.update_parameters(
         **{key: value for key, value in given.items() if value is not None},
         job_name=config.name,
         nodes=cluster.nodes,
-        ntasks_per_node=ranks,
         cpus_per_task=cluster.cpus_per_rank,
         time=cluster.time_min,  # an integer: submitit's own handler would fail on a string
         signal_delay_s=cluster.signal_delay_s,
         array_parallelism=cluster.array_parallelism,
         wckey=None,  # some sites reject any
         stderr_to_stdout=True,
-        # a crashed rank must not leave its peers hanging; srun of SLURM 22.05 to 23.11 ignores the job's CPUs per task
-        srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_rank}"],
-        # after the user's lines: a module may set PYTHONPATH
-        setup=[
-            *cluster.setup,
-            f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"',
-            "export PYTHONSAFEPATH=1  # or python -m would put the working directory in front",
-        ],
+        use_srun=False,  # the line is ours
+        setup=script.before(config, run),
+        teardown=script.after(config, run),
         additional_parameters=_sbatch_options(config),
     )
     return executor
@@ -166,6 +196,8 @@ def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
 def _sbatch_options(config: RunConfig) -> dict[str, str | int | bool]:
     """Our own options and the user's, which may override --requeue and --comment; a value of false leaves one out."""
     chosen: dict[str, str | int | bool] = {"requeue": True, "comment": f"hrdc_hpc {config.name}"}
+    if shape.is_malleable(config.cluster):  # without tasks nothing else asks for the CPUs of all ranks of a node
+        chosen["mincpus"] = ranks_per_node(config.cluster) * config.cluster.cpus_per_rank
     for given, value in config.cluster.sbatch.items():
         option = given.replace("_", "-")
         if refusal := _refusal(option):

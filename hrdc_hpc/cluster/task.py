@@ -10,6 +10,7 @@ import faulthandler
 import logging
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,9 +21,11 @@ import hrdc_hpc
 from hrdc_hpc.cluster import exit_codes, requeue
 from hrdc_hpc.cluster.ends import note_rank_end
 from hrdc_hpc.cluster.exit_codes import Exit
+from hrdc_hpc.cluster.logs import START_LINE
 from hrdc_hpc.cluster.places import forget_torch_variables, job_end_time, this_place
 from hrdc_hpc.cluster.signals import SignalStop, stop_when_parent_dies
 from hrdc_hpc.engine.place import Place
+from hrdc_hpc.record.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +63,19 @@ def train_here(run: Path) -> tuple[Exit, dict[str, Any] | None]:
     if place.job["cluster"] == "local":
         stop_when_parent_dies(int(place.job["job_id"]))
     _log_to_stdout(place)
+    place.job["started"] = f"{time.time():.3f}"  # importing torch takes seconds, which belong to this start
+    log.info(START_LINE, place.job["job_id"], place.job["restart_count"])
     if place.rank == 0:
         stop.watch(run, job_end_time())
-        log.info("job %s start %s", place.job["job_id"], place.job["restart_count"])
         log.info("code %s", hrdc_hpc.__file__)
+    if RunFolder(run).state() == "finished":  # the next link of a chain, or a job that was requeued by hand
+        log.info("the run is finished: nothing to do")
+        return Exit.DONE, {"run": str(run)}
     try:
         from hrdc_hpc.engine.trainer import train
 
+        if place.rank == 0:
+            _refuse_endless_requeues(run, place)
         outcome = train(run, place, stop)
     except Exception as error:
         code = exit_codes.of_error(error)
@@ -97,9 +106,24 @@ def _after_stop(run: Path, place: Place, reasons: tuple[str, ...]) -> Exit:
     """Only rank 0 asks and answers for all: srun and the local controller kill the rest at the first bad exit code."""
     if place.rank != 0:
         return Exit.DONE
-    code = requeue.after_stop(dict.fromkeys(reasons), place)
-    note_rank_end(run, place, code, f"stopped by {reasons[0]}")
-    return code
+    end = requeue.after_stop(dict.fromkeys(reasons), run, place)
+    note_rank_end(run, place, end.code, end.words, cause=end.cause)
+    return end.code
+
+
+def _refuse_endless_requeues(run: Path, place: Place) -> None:
+    """Raise RequeuesUsedUp, on rank 0, if SLURM by itself has started this job as often as it may come back.
+
+    Peers are told that rank 0 does not come.
+    """
+    if place.job.get("cluster") != "slurm":
+        return
+    judged = requeue.judge_start(run, str(place.job["job_id"]))
+    if not judged.comes_back:
+        from hrdc_hpc.engine.processes import call_off
+
+        call_off(place, judged.why)
+        raise requeue.RequeuesUsedUp(f"not started again: {judged.why}; the same launch command goes on")
 
 
 def _leave(code: Exit) -> NoReturn:

@@ -32,7 +32,7 @@ class Place:
 
 @dataclass
 class Problems:
-    """Problems as they are found; sorted by line, overrides last."""
+    """Problems as they are found; sorted by file and line, overrides last."""
 
     found: dict[tuple[Place, str], None] = field(default_factory=dict)
 
@@ -44,8 +44,13 @@ class Problems:
     def raise_if_any(self) -> None:
         """Raise ConfigError with all that was found."""
         if self.found:
-            by_line = sorted(self.found, key=lambda one: (one[0].line is None, one[0].line or 0))
+            by_line = sorted(self.found, key=_file_and_line)
             raise ConfigError(text for _, text in by_line)
+
+
+def _file_and_line(one: tuple[Place, str]) -> tuple[bool, str, int]:
+    place = one[0]
+    return (True, "", 0) if place.line is None else (False, place.source, place.line)
 
 
 def dotted(path: Path) -> str:

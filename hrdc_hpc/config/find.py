@@ -40,6 +40,18 @@ def find(cfg: str) -> Path:
     raise ConfigError([f"{cfg}: no such config in {' or '.join(places)}.{hint} Shipped: {', '.join(here)}"])
 
 
+def read(path: Path) -> str:
+    """Return the text of a config file; ConfigError if it cannot be read."""
+    try:
+        raw = path.read_bytes()
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{path}:{line}: not UTF-8 text; save the file as UTF-8"]) from error
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+
+
 def _short(path: Path) -> Path:
     """Return the path relative to the working directory if it is below it: for error messages."""
     try:

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hrdc_hpc.config import overrides as _overrides
+from hrdc_hpc.config import profiles
 from hrdc_hpc.config.dump import to_yaml
 from hrdc_hpc.config.errors import ConfigError, Place, Problems
-from hrdc_hpc.config.find import find
+from hrdc_hpc.config.find import find, read
 from hrdc_hpc.config.reader import Reader
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.config.tree import Items, Scalar, Table, parse
@@ -24,24 +25,23 @@ __all__ = ["ConfigError", "load", "loads", "to_yaml"]
 
 
 def load(cfg: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read the config that `--cfg` names (a path, or a shipped one such as inat.yaml), with overrides.
+    """Read the config that `--cfg` names (a path, or a shipped one such as inat.yaml), with overrides and its profile.
 
     Raises ConfigError with all problems.
     """
     path = find(cfg)
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{path}:{line}: not UTF-8 text; save the file as UTF-8"]) from error
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
-    return loads(text, str(path), overrides)
+    return _loads(read(path), str(path), overrides, with_profile=True)
 
 
 def loads(text: str, place: str = "config.yaml", overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a config from YAML text; `place` is what errors call it. Raises ConfigError with all problems."""
+    """Read a config from YAML text, as a run folder has it: complete, so that no cluster profile is looked for.
+
+    `place` is what errors call it. Raises ConfigError with all problems.
+    """
+    return _loads(text, place, overrides, with_profile=False)
+
+
+def _loads(text: str, place: str, overrides: Sequence[str], *, with_profile: bool) -> RunConfig:
     problems = Problems()
     start = Place(place, 1)
     root = parse(text, start, problems)
@@ -52,6 +52,7 @@ def loads(text: str, place: str = "config.yaml", overrides: Sequence[str] = ()) 
     result = None
     if isinstance(root, Table):
         root = _overrides.apply(root, overrides, problems)
+        root = profiles.apply(root, problems) if with_profile else root
         result = Reader(problems).root(RunConfig, root)
     problems.raise_if_any()
     assert isinstance(result, RunConfig)

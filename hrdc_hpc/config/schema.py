@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hrdc_hpc.config.cluster import Cluster
 from hrdc_hpc.config.types import (
     OPERATIONAL,
     Component,
@@ -275,59 +276,6 @@ class Log:
         """Refuse a window without a step."""
         a, b = self.profile_steps or (0, 1)
         demand(Rule("profile_steps", a < b, f"must be two steps a < b; got [{a}, {b}]"))
-
-
-_BLANK = str.maketrans("\n\t", "  ")
-
-
-@options
-class Cluster:
-    """What is asked of the scheduler; every field has a flag of `launch`."""
-
-    partition: str | None = None
-    nodes: PositiveInt = 1
-    gpus_per_node: NonNegativeInt = 0
-    ranks_per_node: PositiveInt | None = None
-    """Processes per node; unset: one per GPU, or one without GPUs."""
-    cpus_per_rank: PositiveInt = 1
-    mem_gb: PositiveInt | None = None
-    """Memory per node, GB; unset: the partition's default."""
-    time_min: PositiveInt = 60
-    """Time limit, minutes."""
-    signal_delay_s: PositiveInt = 90
-    """Seconds before the time limit at which SLURM warns the job."""
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    array_parallelism: PositiveInt = 16
-    """Elements of an array that run at once."""
-    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
-    """Any other sbatch option, without the dashes."""
-    setup: tuple[str, ...] = ()
-    """Shell lines that run on the node before the job (module load ...)."""
-
-    def __post_init__(self) -> None:
-        """Refuse a warning before the job begins, dashes in names of sbatch options, and what would end a line."""
-        dashes = next((name for name in self.sbatch if name.startswith("-")), None)
-        texts = [(name, getattr(self, name) or "") for name in ("partition", "account", "qos", "constraint")]
-        texts += [("sbatch", str(word)) for option in self.sbatch.items() for word in option]
-        demand(
-            *(
-                Rule(name, text.isprintable(), f"must be one line of printable characters; got {text!r}")
-                for name, text in texts
-            ),
-            *(
-                Rule("setup", line.translate(_BLANK).isprintable(), f"must be printable characters; got {line!r}")
-                for line in self.setup
-            ),
-            Rule(
-                "signal_delay_s",
-                self.signal_delay_s < 60 * self.time_min,
-                f"must be below time_min ({60 * self.time_min} s); got {self.signal_delay_s}",
-                also="time_min",
-            ),
-            Rule("sbatch", dashes is None, f"write options without dashes in front; got {dashes!r}"),
-        )
 
 
 _RUN_NAME = Field(

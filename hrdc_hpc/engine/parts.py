@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hrdc_hpc.config import registry
+from hrdc_hpc.config.batch import refuse_unfit_batch
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.data.batch import Batch, EvalBatches, TrainBatches
 from hrdc_hpc.data.classes import ClassInfo
@@ -22,7 +23,6 @@ from hrdc_hpc.engine.precision import Precision, pick_precision
 from hrdc_hpc.engine.processes import Processes
 from hrdc_hpc.engine.step import TrainStep
 from hrdc_hpc.methods.base import Method
-from hrdc_hpc.models.batch_norm import refuse_unfit_batch
 from hrdc_hpc.models.network import Network, build_network
 
 _SAMPLERS = "hrdc_hpc.data.samplers"
@@ -100,13 +100,7 @@ def build_model(config: RunConfig, classes: ClassInfo, device: torch.device) -> 
 
 
 def build_parts(config: RunConfig, images: Images, processes: Processes) -> Parts:
-    """Build everything that the training loop drives, on every rank. ValueError for more pieces than images."""
-    share = config.optim.global_batch // processes.world_size
-    if config.optim.accumulation > share:
-        raise ValueError(
-            f"optim.accumulation: {config.optim.accumulation} pieces, but a rank's share of a step is {share} images"
-            f" ({config.optim.global_batch} over {processes.world_size} ranks); set it to at most {share}"
-        )
+    """Build everything that the training loop drives, on every rank. ValueError for a batch that they cannot cut."""
     refuse_unfit_batch(config.model, config.optim, processes.world_size)
     network, method = build_model(config, images.classes, processes.device)
     precision = pick_precision(config.compute, processes.device)

@@ -198,7 +198,7 @@ class Run:
         settings = {
             "parameters": number, "device": str(processes.device), "precision": self.parts.precision.name,
             **step.execution, "world_size": processes.world_size,
-            "steps_per_epoch": self.per_epoch,
+            "steps_per_epoch": self.per_epoch, "steps": self.last_step,
         }  # fmt: skip
         self.journal.write("start", self.step, **settings)
         if processes.first:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hrdc_hpc.config.schema import Model, Optim
+from hrdc_hpc.config.schema import Model
 
 _OVER_IMAGES = (0, 2, 3)
 
@@ -31,22 +31,6 @@ def convert(network: nn.Module, model: Model) -> nn.Module:
             return _replace(network, SyncBatchNorm2d)
         case "ghost":
             return _replace(network, lambda norm: GhostBatchNorm2d(norm, model.ghost_size))
-
-
-def refuse_unfit_batch(model: Model, optim: Optim, world_size: int) -> None:
-    """Raise ValueError if a rank's piece of the batch is no whole number of ghost groups, with what to change.
-
-    Pieces differ by one image at most. So with groups of two and more all of them are whole only if all are equal.
-    """
-    size, images, pieces = model.ghost_size, optim.global_batch, world_size * optim.accumulation
-    if model.batch_norm != "ghost" or size == 1 or images % (pieces * size) == 0:
-        return
-    raise ValueError(
-        f"model.ghost_size: got {size}, which must divide every piece of the batch; optim.global_batch {images} over"
-        f" {world_size} ranks and optim.accumulation {optim.accumulation} makes pieces of {images / pieces:g} images."
-        f" Set optim.global_batch to a multiple of {pieces * size}, lower optim.accumulation or the number of ranks, or"
-        " set another model.ghost_size (which learns something else)"
-    )
 
 
 def _replace(module: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> nn.Module:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from hrdc_hpc.cluster.places import forget_torch_variables, slurm_job_id, tasks_on_node, this_place
+from hrdc_hpc.cluster.places import (
+    forget_torch_variables,
+    job_end_time,
+    slurm_job_id,
+    tasks_on_node,
+    this_place,
+)
 
 RUN = Path("/runs/a b")
 STEP = {
@@ -95,3 +102,11 @@ def test_torch_variables_of_another_job_are_forgotten() -> None:
     }
     forget_torch_variables(environ)
     assert environ == {"HOME": "/"}
+
+
+def test_the_end_of_the_job() -> None:
+    soon = str(int(time.time()) + 60)
+    assert job_end_time({"SLURM_JOB_END_TIME": soon}) == float(soon)
+    for text in ("", "N/A", "0", str(int(time.time()) - 60)):
+        assert job_end_time({"SLURM_JOB_END_TIME": text}) is None
+    assert job_end_time({}) is None

@@ -10,14 +10,17 @@ import pytest
 
 from hrdc_hpc.cluster import scheduler
 from hrdc_hpc.cluster.exit_codes import Exit, of_error
-from hrdc_hpc.cluster.requeue import after_stop, decide
+from hrdc_hpc.cluster.jobs import Job, note_job
+from hrdc_hpc.cluster.requeue import after_stop, cause_of_stop, judge_start
 from hrdc_hpc.engine.place import Place
 from hrdc_hpc.record.lease import LeaseHeld, LeaseLost
+
+from attempts import add_attempt, empty_run
 
 # shortened from `scontrol --oneliner show job` of SLURM 22.05
 SHOWN = (
     "JobId=71 JobName=run UserId=u(1) JobState={state} Reason={reason} PreemptEligibleTime=2026-11-24T02:10:00"
-    " PreemptTime={preempt} Comment=a=b JobState=no TRES=cpu=2,node=2 Command=/runs/it's here/x.sh"
+    " PreemptTime={preempt} Restarts={restarts} Comment=a=b JobState=no TRES=cpu=2,node=2 Command=/runs/it's here/x.sh"
 )
 SCONTROL = """#!/bin/bash
 echo "$@" >> "$FAKE/asked"
@@ -38,66 +41,140 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     monkeypatch.setenv("FAKE", str(tmp_path))
     monkeypatch.setattr(scheduler.time, "sleep", lambda _: None)
 
-    def prepare(state: str = "RUNNING", preempt: str = "None", reason: str = "None", failures: str = "") -> Path:
-        (tmp_path / "shown").write_text(SHOWN.format(state=state, preempt=preempt, reason=reason))
+    def prepare(
+        state: str = "RUNNING", preempt: str = "None", reason: str = "None", failures: str = "", restarts: int = 0
+    ) -> Path:
+        (tmp_path / "shown").write_text(SHOWN.format(state=state, preempt=preempt, reason=reason, restarts=restarts))
         (tmp_path / "failures").write_text(failures)
         return tmp_path / "asked"
 
     return prepare
 
 
-def test_time_limit_warning_is_requeued_without_a_question(scontrol: Callable[..., Path]) -> None:
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run whose only attempt has just saved."""
+    run = empty_run(tmp_path)
+    add_attempt(run, job="71_3", saved=10, farewell="SIGTERM")
+    return run
+
+
+def test_a_warning_of_the_time_limit_is_requeued(scontrol: Callable[..., Path], run: Path) -> None:
     asked = scontrol()
-    assert after_stop(["SIGUSR2"], IN_SLURM) == Exit.REQUEUE
-    assert asked.read_text() == "requeue 71_3\n"
+    end = after_stop(["SIGUSR2"], run, IN_SLURM)
+    assert (end.code, end.cause) == (Exit.REQUEUE, "time limit")
+    assert asked.read_text() == "--oneliner show job 71_3\nrequeue 71_3\n"
 
 
-def test_preemption_by_sigterm_is_requeued(scontrol: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("reason", ["SIGTERM", "SIGUSR2"])
+def test_preemption_is_requeued(scontrol: Callable[..., Path], run: Path, reason: str) -> None:
     asked = scontrol(preempt="2026-11-24T02:12:00")
-    assert after_stop(["SIGTERM"], IN_SLURM) == Exit.REQUEUE
+    end = after_stop([reason], run, IN_SLURM)
+    assert (end.code, end.cause, end.words) == (Exit.REQUEUE, "preempted", "preempted at 2026-11-24T02:12:00")
     assert asked.read_text() == "--oneliner show job 71_3\nrequeue 71_3\n"
 
 
 @pytest.mark.parametrize("state", ["COMPLETING", "RUNNING", "CANCELLED"])
 @pytest.mark.parametrize("reasons", [["SIGTERM"], ["SIGUSR2", "SIGTERM"]])
-def test_a_cancelled_job_is_not_requeued(scontrol: Callable[..., Path], state: str, reasons: list[str]) -> None:
+def test_a_cancelled_job_is_not_requeued(
+    scontrol: Callable[..., Path], run: Path, state: str, reasons: list[str]
+) -> None:
     asked = scontrol(state=state)
-    assert after_stop(reasons, IN_SLURM) == Exit.DO_NOT_REQUEUE
+    end = after_stop(reasons, run, IN_SLURM)
+    assert (end.code, end.cause) == (Exit.DO_NOT_REQUEUE, "cancelled")
+    assert "requeue" not in asked.read_text()
+
+
+def test_what_slurm_has_requeued_already_is_left_to_it(scontrol: Callable[..., Path], run: Path) -> None:
+    """Seen on 22.05 with GraceTime=0: at its SIGTERM the job is COMPLETING without PreemptTime; Restarts counts."""
+    asked = scontrol(state="COMPLETING", restarts=1)
+    end = after_stop(["SIGTERM"], run, IN_SLURM)
+    assert (end.code, end.cause) == (Exit.REQUEUE, "preempted")
+    assert asked.read_text() == "--oneliner show job 71_3\n"
+
+
+def test_the_stop_file_is_not_requeued(scontrol: Callable[..., Path], run: Path) -> None:
+    asked = scontrol()
+    for place in (IN_SLURM, LOCAL):
+        end = after_stop(["stop file"], run, place)
+        assert (end.code, end.cause) == (Exit.DO_NOT_REQUEUE, "stop file")
+    assert "requeue" not in asked.read_text()
+
+
+def test_used_up_requeues_stay_away(scontrol: Callable[..., Path], tmp_path: Path) -> None:
+    asked = scontrol(preempt="2026-11-24T02:12:00")
+    run = empty_run(tmp_path, "capped", "cluster.requeue.preemptions=1")
+    for restart in range(2):
+        saved = 10 * (restart + 1)
+        add_attempt(run, job="71_3", restart=restart, resumed=saved - 10, saved=saved, farewell="SIGTERM",
+                    end=(75, "preempted", "preempted") if restart == 0 else None)  # fmt: skip
+    end = after_stop(["SIGTERM"], run, IN_SLURM)
+    assert end.code == Exit.DO_NOT_REQUEUE
+    assert "preempted: 2 times, and cluster.requeue.preemptions allows 1" in end.words
     assert "requeue" not in asked.read_text()
 
 
 def test_sigterm_at_the_time_limit_is_requeued() -> None:
-    assert decide(
-        ["SIGUSR2", "SIGTERM"], {"JobState": "COMPLETING", "Reason": "TimeLimit", "PreemptTime": "None"}
-    ).requeue
+    shown = {"JobState": "COMPLETING", "Reason": "TimeLimit", "PreemptTime": "None"}
+    assert cause_of_stop(["SIGUSR2", "SIGTERM"], shown)[0] == "time limit"
 
 
-def test_a_controller_that_restarts_is_asked_again(scontrol: Callable[..., Path]) -> None:
+def test_a_controller_that_restarts_is_asked_again(scontrol: Callable[..., Path], run: Path) -> None:
     asked = scontrol(failures="Unable to contact slurm controller\n" * 2)
-    assert after_stop(["SIGUSR2"], IN_SLURM) == Exit.REQUEUE
-    assert asked.read_text() == "requeue 71_3\n" * 3
+    assert after_stop(["SIGUSR2"], run, IN_SLURM).code == Exit.REQUEUE
+    assert asked.read_text() == "--oneliner show job 71_3\n" + "requeue 71_3\n" * 3
 
 
 def test_no_requeue_is_said_and_the_code_still_asks_for_it(
-    scontrol: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    scontrol: Callable[..., Path], run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scontrol(failures="Job has been marked as not requeueable\n" * 9)
-    assert after_stop(["SIGUSR2"], IN_SLURM) == Exit.REQUEUE
+    end = after_stop(["SIGUSR2"], run, IN_SLURM)
+    assert end.code == Exit.REQUEUE
+    assert "not requeueable" in end.words
     assert "could not be requeued" in caplog.text
-    assert "not requeueable" in caplog.text
 
 
-def test_without_scontrol_the_code_asks(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_scontrol_the_code_asks(
+    monkeypatch: pytest.MonkeyPatch, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(scheduler.time, "sleep", lambda _: None)
-    assert after_stop(["SIGUSR2"], IN_SLURM) == Exit.REQUEUE
+    for reason in ("SIGUSR2", "SIGTERM"):
+        end = after_stop([reason], run, IN_SLURM)
+        assert (end.code, end.cause) == (Exit.REQUEUE, "stopped"), "for the batch script to find out"
+        assert end.words.startswith(f"stopped by {reason}; ")
     assert "scontrol is not on the PATH" in caplog.text
 
 
-def test_outside_slurm_nobody_is_asked(scontrol: Callable[..., Path]) -> None:
+def test_outside_slurm_nobody_is_asked(scontrol: Callable[..., Path], run: Path) -> None:
     asked = scontrol()
-    assert after_stop(["SIGTERM"], LOCAL) == Exit.REQUEUE
+    assert after_stop(["SIGTERM"], run, LOCAL).code == Exit.REQUEUE
+    assert after_stop(["time limit"], run, LOCAL).cause == "time limit"
     assert not asked.exists()
+
+
+def test_before_a_start_only_caps_count_within_a_job(tmp_path: Path) -> None:
+    """What a person requeues begins, also what would not have come back by itself; a chain's next link does not."""
+    run = empty_run(tmp_path, "run", "cluster.requeue.preemptions=1")
+    assert judge_start(run, "7").comes_back, "the first start"
+    add_attempt(run, saved=10, end=(78, "cancelled", "cancelled"))
+    assert judge_start(run, "7").comes_back
+    assert judge_start(run, "8").comes_back, "launched again"
+    for link in ("7", "8"):
+        note_job(run, Job("slurm", link), chain="7")
+    assert not judge_start(run, "8").comes_back
+
+
+def test_what_slurm_starts_again_by_itself_is_capped_too(tmp_path: Path) -> None:
+    """A lost node, or a preemption without a grace, asks nobody: the next start finds out."""
+    run = empty_run(tmp_path, "run", "cluster.requeue.preemptions=1")
+    for restart in range(2):
+        assert judge_start(run, "7").comes_back
+        add_attempt(run, restart=restart, resumed=10 * restart, saved=10 + 10 * restart)
+    judged = judge_start(run, "7")
+    assert not judged.comes_back
+    assert "node lost: 2 times, and cluster.requeue.preemptions allows 1" in judged.why
 
 
 def test_a_job_that_slurm_forgot_is_not_asked_for_again(scontrol: Callable[..., Path]) -> None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hrdc_hpc.config.cluster import Cluster
 from hrdc_hpc.config.load import ConfigError, loads, to_yaml
-from hrdc_hpc.config.schema import Cluster, Data, Levels, Model, Optim, RunConfig
+from hrdc_hpc.config.schema import Data, Levels, Model, Optim, RunConfig
 from hrdc_hpc.config.types import Component
 
 pytestmark = pytest.mark.usefixtures("components")

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 import hrdc_hpc
+from hrdc_hpc.cluster.commandline import CLUSTER_FLAGS
+from hrdc_hpc.config.cluster import Cluster
 from hrdc_hpc.config.load import load, to_yaml
 from hrdc_hpc.config.paths import absolute
-from hrdc_hpc.config.schema import Cluster
-from hrdc_hpc.launch import CLUSTER_FLAGS, main
+from hrdc_hpc.config.profiles import shipped_profiles
+from hrdc_hpc.launch import main
 
 from launching import contents, launch
 
@@ -35,11 +37,40 @@ EVERYTHING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("least", []), ("cpu_two_nodes", ["--nodes", "2", "--time", "30"]), ("everything", EVERYTHING)],
-)
+GOLDEN_LAUNCHES = {
+    "least": [],
+    "cpu_two_nodes": ["--nodes", "2", "--time", "30"],
+    "everything": EVERYTHING,
+    "malleable": ["--nodes", "2-4", "--gpus-per-node", "4", "--cpus-per-rank", "8", "--signal-delay", "0"],
+}
+
+
+PROFILES = {
+    "profile_generic": ["--profile", "generic"],
+    "profile_ethernet": ["--profile", "ethernet", "--nodes", "2", "cluster.network_interface=eth0"],
+    "profile_dev_cluster": ["--profile", "dev_cluster", "--nodes", "1-2"],
+    "profile_apptainer": ["--profile", "apptainer"],
+    "profile_pyxis": ["--profile", "pyxis"],
+    "venv": ["cluster={modules: [gcc/13, cuda/13], venv: $HOME/venvs/hrdc, cpu_bind: cores, gpu_bind: closest}"],
+    "python": ["cluster={python: /opt/python 3/bin/python, environment: {A: 1, PATH: '/x:$PATH'}}"],
+    "apptainer_with_everything": ["--profile", "apptainer", "--nodes", "2-4", *(EVERY_NODE := [
+        "cluster.nccl=slingshot", "cluster.network_interface=hsn0", "cluster.scratch=/local/$USER/${SLURM_JOB_ID}",
+        "cluster.compile_cache=${SCRATCH:-/tmp}/kernels", "cluster.environment.HF_HOME=/hf", "cluster.modules=[cuda]",
+        "cluster.container.binds=[/proj, '/weights:/w:ro']", "cluster.container.image=/images/x.sif",
+        "cluster.python=/opt/conda/bin/python", "cluster.srun=[--mem-bind=local]", "cluster.setup=[ulimit -n 65536]",
+    ])],
+    "pyxis_with_everything": ["--profile", "pyxis", "--nodes", "2-4", *EVERY_NODE],
+}  # fmt: skip
+GOLDEN_LAUNCHES |= PROFILES
+
+
+def test_every_shipped_profile_has_a_golden_text() -> None:
+    assert {f"profile_{name}" for name in shipped_profiles()} <= PROFILES.keys()
+
+
+@pytest.mark.parametrize(("name", "arguments"), GOLDEN_LAUNCHES.items())
 def test_the_sbatch_text(place: Path, capsys: pytest.CaptureFixture[str], name: str, arguments: list[str]) -> None:
+    (place / "data" / "digits_lt").mkdir(parents=True)
     assert launch("--dry-run", *arguments) == 0
     text = capsys.readouterr().out.partition("\n# the run's config.yaml")[0]
     here = str(place).replace("'", "'\"'\"'")
@@ -88,6 +119,14 @@ def test_dry_run_of_a_local_launch(place: Path, capsys: pytest.CaptureFixture[st
     assert "#SBATCH" not in out
 
 
+def test_a_local_launch_says_what_of_the_cluster_it_leaves_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["cluster.environment.A=1", "cluster.cpu_bind=cores"]
+    assert launch("--dry-run", "--cluster", "local", "--profile", "apptainer", "--gpus-per-node", "0", *options) == 0
+    captured = capsys.readouterr()
+    assert "ranks as they are here, without cluster.container, cluster.environment, cluster.cpu_bind" in captured.err
+    assert "apptainer exec" not in captured.out
+
+
 def test_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(place)
     assert launch("--dry-run") == 0
@@ -97,8 +136,14 @@ def test_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str])
     assert "no sbatch on the PATH" in capsys.readouterr().err  # said, but no reason to stop
 
 
-def test_every_cluster_field_has_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert {*CLUSTER_FLAGS, "sbatch", "setup"} == {field.name for field in dataclasses.fields(Cluster)}
+def test_every_cluster_field_of_a_run_has_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_a_cluster = {
+        "srun", "cpu_bind", "gpu_bind", "modules", "venv", "python", "container", "environment", "nccl",
+        "network_interface", "scratch", "compile_cache",
+    }  # fmt: skip
+    flags = {*CLUSTER_FLAGS, "sbatch", "setup", "requeue"}
+    assert flags | of_a_cluster == {field.name for field in dataclasses.fields(Cluster)}
+    assert not flags & of_a_cluster
     assert launch("--dry-run", *EVERYTHING, "--ranks-per-node", "5", "--name", "007", "--out-dir", "else where") == 0
     text = capsys.readouterr().out.partition("config.yaml, in ")[2].partition("\n")[2]
     (place / "back.yaml").write_text(text)
@@ -117,7 +162,7 @@ def test_sbatch_options_that_are_true_or_false(place: Path, capsys: pytest.Captu
     options = ["requeue=false", "exclusive=true", "hold=no"]
     assert launch("--dry-run", *(word for option in options for word in ("--sbatch", option))) == 0
     text = capsys.readouterr().out.partition("\n# the run's config.yaml")[0]
-    assert "requeue" not in text
+    assert "#SBATCH --requeue" not in text
     assert "#SBATCH --exclusive\n" in text
     assert "#SBATCH --hold=no\n" in text  # text, for sbatch to judge
 
@@ -142,6 +187,18 @@ def test_an_override_after_the_flags_wins(place: Path, capsys: pytest.CaptureFix
     [
         (["optim.learning_rate=1"], "optim.learning_rate: unknown key"),
         (["--nodes", "0"], "cluster.nodes"),
+        (["--nodes", "4-2"], "cluster.nodes: must go from fewer to more, such as 2-4; got 4-2"),
+        (["cluster.nodes=2 to 4"], "must be a whole number above 0 or a range MIN-MAX such as 2-4; got '2 to 4'"),
+        (["--cluster", "local", "--nodes", "1-2"], "cluster.nodes: 1-2, but --cluster local is this machine alone"),
+        (["--nodes", "30-33"], "cluster.nodes 30-33, 1 rank on each of 33: optim.global_batch: 32 images over 33"),
+        (["--nodes", "1-3", "model.batch_norm=ghost", "model.ghost_size=8"], "1 rank on each of 3: model.ghost_size"),
+        (["--profile", "nowhere"], "cluster.profile: no such cluster profile in"),
+        (["cluster.srun=[--ntasks=3]"], "cluster.srun: --ntasks=3: cannot be set (--ntasks); the launcher"),
+        (["cluster.srun=[--out=x]"], "cluster.srun: --out=x: cannot be set (--output)"),
+        (
+            ["--out-dir", "a,b", "--profile", "apptainer", "data.dataset.root=/usr"],
+            "cannot be bound: its path holds ','",
+        ),
         (["--name", "a/b"], "name: "),
         (["--out-dir", "a:b"], "must not contain ':'"),
         (["--out-dir", "100%"], "must not contain '%'"),
@@ -178,7 +235,8 @@ def test_a_wrong_launch_says_why_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--nodes", "two"], "invalid int value: 'two'"),
+        (["--nodes", "two"], "must be a whole number above 0 or a range MIN-MAX such as 2-4; got 'two'"),
+        (["--nodes", "2-"], "a range MIN-MAX such as 2-4; got '2-'"),
         (["--time", "1 day"], "known: minutes, minutes:seconds"),
         (["--partitoin", "gpu"], "unrecognized arguments"),
         (["--cluster", "moon"], "invalid choice"),

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hrdc_hpc.config.batch import refuse_unfit_batch
 from hrdc_hpc.config.schema import Model, Optim
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.engine.buffers import FlatBuffers
 from hrdc_hpc.models.backbones import tiny
-from hrdc_hpc.models.batch_norm import GhostBatchNorm2d, SyncBatchNorm2d, convert, refuse_unfit_batch
+from hrdc_hpc.models.batch_norm import GhostBatchNorm2d, SyncBatchNorm2d, convert
 from hrdc_hpc.models.network import build_network
 
 from ranks import Ranks

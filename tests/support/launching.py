@@ -14,10 +14,12 @@ method: hrdc
 optim: {epochs: 2, global_batch: 32}
 """
 SBATCH = """#!/bin/bash
-cp "$1" "$FAKE/given.sbatch"; echo call >> "$FAKE/calls"; echo "$@" > "$FAKE/arguments"; env > "$FAKE/environ"
+echo call >> "$FAKE/calls"; calls=$(wc -l < "$FAKE/calls")
+cp "$1" "$FAKE/given.sbatch"; cp "$1" "$FAKE/given-$calls.sbatch"; echo "$@" > "$FAKE/arguments"; env > "$FAKE/environ"
 [ -e "$FAKE/refusal" ] && { cat "$FAKE/refusal" >&2; exit 1; }
 for _ in $(seq 400); do [ -e "$FAKE/wait" ] || break; sleep 0.05; done
-echo "Submitted batch job 4242"
+[ -e "$FAKE/counts" ] || calls=1
+echo "Submitted batch job $((4241 + calls))"
 """
 SQUEUE = """#!/bin/bash
 cat "$FAKE/queue" 2>/dev/null || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }

@@ -1,0 +1,122 @@
+"""Chains of jobs, runs that wait for others, and going on with a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hrdc_hpc.cluster.jobs import jobs_of_launch, last_job
+from hrdc_hpc.launch import main
+from hrdc_hpc.record.folder import RunFolder
+
+from launching import SUMMARY, contents, launch
+
+
+@pytest.fixture(autouse=True)
+def counting(slurm: Path) -> None:
+    """Every job gets a new number."""
+    (slurm / "counts").touch()
+
+
+def options(slurm: Path, number: int) -> set[str]:
+    """The sbatch options of the number-th job, from 1."""
+    text = (slurm / f"given-{number}.sbatch").read_text()
+    return {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")}
+
+
+def test_a_chain_is_one_job_after_the_other(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("--chain", "3") == 0
+    assert "a chain of 3 jobs" in capsys.readouterr().out
+    run = place / "runs" / "small"
+    assert jobs_of_launch(run, "4243") == ["4242", "4243", "4244"]
+    assert last_job(run).job_id == "4244"  # type: ignore[union-attr]
+    assert not any(option.startswith("dependency") for option in options(slurm, 1))
+    assert options(slurm, 2) >= {"dependency=afterany:4242", "kill-on-invalid-dep=yes", "no-requeue"}
+    assert options(slurm, 3) >= {"dependency=afterany:4243", "no-requeue"}
+    assert "requeue" not in options(slurm, 1) | options(slurm, 3)
+
+
+def test_a_launch_without_a_chain_is_one_job(place: Path, slurm: Path) -> None:
+    assert launch() == 0
+    run = place / "runs" / "small"
+    assert jobs_of_launch(run, "4242") == ["4242"]
+    assert json.loads((run / "logs" / "jobs.jsonl").read_text().splitlines()[-1]).keys() >= {"job_id"}
+    assert "requeue" in options(slurm, 1)
+
+
+@pytest.mark.parametrize("links", ["0", "many", "101"])
+def test_a_wrong_chain(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str], links: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        launch("--chain", links)
+    assert left.value.code == 78
+    assert f"got '{links}'; allowed: 1 to 100" in capsys.readouterr().err
+
+
+def test_a_local_run_waits_for_nobody(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (["--chain", "2"], ["--after", "7"]):
+        with pytest.raises(SystemExit) as left:
+            launch("--cluster", "local", *more)
+        assert left.value.code == 78
+    assert "are for SLURM" in capsys.readouterr().err
+
+
+def test_after_a_job_or_a_run(place: Path, slurm: Path) -> None:
+    assert launch() == 0
+    (slurm / "queue").write_text("RUNNING|None\n")
+    assert launch("--name", "second", "--after", "runs/small") == 0
+    assert options(slurm, 2) >= {"dependency=afterok:4242", "kill-on-invalid-dep=yes", "requeue"}
+    assert launch("--name", "third", "--after", "77_3", "--sbatch", "dependency=singleton") == 0
+    assert "dependency=singleton,afterok:77_3" in options(slurm, 3)
+    assert "dependency" not in (place / "runs" / "second" / "config.yaml").read_text(), "it is of one submission"
+
+
+def test_after_a_finished_run_is_at_once(place: Path, slurm: Path) -> None:
+    assert launch() == 0
+    RunFolder(place / "runs" / "small").write_summary(SUMMARY)
+    assert launch("--name", "second", "--after", "runs/small") == 0
+    assert not any(option.startswith("dependency") for option in options(slurm, 2))
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        ("runs/nowhere", "'runs/nowhere' is neither the id of a job nor a run folder"),
+        ("runs/small", "is not finished, and its job 4242 has ended"),
+    ],
+)
+def test_what_cannot_be_waited_for(
+    place: Path, slurm: Path, capsys: pytest.CaptureFixture[str], after: str, words: str
+) -> None:
+    assert launch() == 0
+    before = contents(place)
+    assert launch("--name", "second", "--after", after) == 78
+    assert words in capsys.readouterr().err
+    assert contents(place) == before, "nothing is made"
+    assert not (slurm / "given-2.sbatch").exists()
+
+
+def test_resume_takes_the_run_as_it_is(
+    place: Path, slurm: Path, started: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "small.yaml").unlink()
+    (started / "stop").touch()
+    assert main(["--resume", "runs/small", "--time", "30"]) == 0
+    out = capsys.readouterr().out
+    assert "goes on from its last checkpoint" in out
+    assert "cluster.time_min: 60 -> 30" in out
+    assert "stop" in out
+    assert not (started / "stop").exists()
+    assert "time=30" in options(slurm, 2)
+    assert last_job(started).job_id == "4243"  # type: ignore[union-attr]
+
+
+def test_resume_goes_alone(place: Path, slurm: Path, started: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--resume", "runs/nowhere"], ["--resume", "runs/small", "--name", "other"]):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 78
+    said = capsys.readouterr().err
+    assert "nowhere is not a run folder" in said
+    assert "leave out --cfg, --name and --out-dir" in said
