@@ -130,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out-dir", help="where run folders are made")
     parser.add_argument(
         "--sweep", nargs="+", metavar="KEY=VALUE,VALUE",
-        help="all combinations as one array, a run folder each; overrides go in front, or behind another flag",
+        help="all combinations as one array, a run folder each; or a YAML file of keys with lists; overrides go in"
+        " front, or behind another flag",
     )  # fmt: skip
     parser.add_argument(
         "--resubmit-failed", metavar="SWEEP", help="submit what a sweep has left that is not finished or under way"

@@ -8,11 +8,10 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrdc_hpc.cluster import dependencies, runs, submission
+from hrdc_hpc.cluster import dependencies, runs, script, submission
 from hrdc_hpc.cluster.console import complain, say
 from hrdc_hpc.cluster.ends import log_path
 from hrdc_hpc.cluster.exit_codes import Exit
@@ -71,7 +70,7 @@ def start(
     for note in runs.prepare(found, config):
         say(note)
     if kind is None:
-        say(f"prepared {run}; start it with:\n  {_plain_command(run)}")
+        say(f"prepared {run}; start it with:\n  {_plain_command(config, run)}")
         return None
     try:
         with terminal_waits():  # a job that was taken must be written down
@@ -195,10 +194,13 @@ def kill(run: Path, job: Job, number: signal.Signals) -> None:
         (os.killpg if number == signal.SIGKILL else os.kill)(int(job.job_id), number)
 
 
-def _plain_command(run: Path) -> str:
+def _plain_command(config: RunConfig, run: Path) -> str:
     """Return what starts a prepared run without submitit, in a batch script; by itself, without srun."""
-    code = RunFolder(run).code
+    code, python = RunFolder(run).code, script.interpreter(config, run)
+    lines = script.node_lines(config.cluster)
     if (code / "jobs" / "train.py").is_file():
-        return f"srun {shlex.join([sys.executable, str(code / 'jobs' / 'train.py'), str(run)])}"
-    environ = f"PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}"  # an installed package comes without jobs/
-    return f"{environ} srun {shlex.join([sys.executable, '-m', 'hrdc_hpc.cluster.task', str(run)])}"
+        lines.append(f"srun {python} {shlex.join([str(code / 'jobs' / 'train.py'), str(run)])}")
+    else:  # an installed package comes without jobs/
+        environ = f"PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}"
+        lines.append(f"{environ} srun {python} {shlex.join(['-m', 'hrdc_hpc.cluster.task', str(run)])}")
+    return "\n  ".join(lines)

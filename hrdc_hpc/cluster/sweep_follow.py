@@ -68,15 +68,14 @@ class Watched:
             self.job, self.gone_since, self.over = job, None, False
 
     def take(self, state: JobState, now: float) -> None:
-        """Note where its job is."""
+        """Note where its job is; a local one that is finished is waited for, so that nothing is left behind."""
         self.state = state
-        self.finished = RunFolder(self.run).state() == "finished"
-        local = self.job is not None and self.job.kind == "local"
         if state.phase != "gone":
-            self.gone_since, self.over = None, self.finished and not local
+            self.gone_since, self.over = None, False
             return
         self.gone_since = self.gone_since or now
-        self.over = self.finished or local or now - self.gone_since >= GONE_TWICE_S
+        local = self.job is not None and self.job.kind == "local"
+        self.over = local or now - self.gone_since >= GONE_TWICE_S
 
 
 class Watch:
@@ -112,17 +111,18 @@ class Watch:
     def _ask(self, some: Sequence[Watched], now: float) -> None:
         for one in some:
             one.expect(last_job(one.run) if one.run.exists() else None)
+            one.finished = RunFolder(one.run).state() == "finished"  # whatever SLURM says, or does not say
+            one.over = one.finished and (one.job is None or one.job.kind == "slurm")
+        asked = [one for one in some if not one.over]
         try:
-            states = job_states({one.run: one.job for one in some if one.job is not None})
+            states = job_states({one.run: one.job for one in asked if one.job is not None})
         except SchedulerError as error:  # a controller that restarts is no end of the jobs
             self.trouble = f"SLURM does not answer, asking again: {error}"
             return
         self.trouble = None
-        for one in some:
+        for one in asked:
             if one.job is not None:
                 one.take(states[one.run], now)
-            else:
-                one.finished = one.over = RunFolder(one.run).state() == "finished"
 
     def at_work(self) -> int:
         """Elements whose job is there."""
@@ -182,10 +182,10 @@ class Screen:
 
     def show(self, watch: Watch) -> None:
         """Redraw."""
-        table = Table(caption=watch.trouble or _counts(watch), caption_justify="left")
-        table.add_column("element", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        table.add_column("progress", no_wrap=True)
+        table = Table(expand=True, caption=watch.trouble or _counts(watch), caption_justify="left")
+        table.add_column("element", no_wrap=True, min_width=min(60, max(len(one.name) for one in watch.elements)))
+        table.add_column("state", no_wrap=True, min_width=len("not submitted"))
+        table.add_column("progress", no_wrap=True, ratio=1)  # cut first where the terminal is narrow
         room = max(3, self._console.height - 7)
         for one in sorted(watch.elements, key=lambda one: self._ORDER.index(one.word))[:room]:
             text = one.progress.text() if one.word == "running" else ""

@@ -3,6 +3,8 @@
 The values are YAML texts, as in overrides; a comma within brackets or quotes belongs to its value:
 
     seed=0,1,2    optim.lr=[0.1,0.2]    data.crop_scale=[0.5,1],[0.7,1]    method={name: hrdc, fusion: tail},ce
+
+A word without '=' names a YAML file of such keys, each with the list of its values: `--sweep grid.yaml`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 Grid = Mapping[str, Sequence[str]]
 """Dotted key: its values, as YAML texts."""
@@ -47,12 +52,11 @@ def read_grid(words: Sequence[str], given: Sequence[str]) -> dict[str, list[str]
     problems: list[str] = []
     for word in words:
         try:
-            key, values = _read(word)
-            _refuse_key(key, [*grid, *map(_key, given)])
+            for key, values in _read_file(Path(word)) if _names_a_file(word) else [_read(word)]:
+                _refuse_key(key, [*grid, *map(_key, given)])
+                grid[key] = values
         except ValueError as error:
             problems.append(f"--sweep {word}: {error}")
-        else:
-            grid[key] = values
     if problems:
         raise ValueError("\n".join(problems))
     return grid
@@ -111,6 +115,34 @@ def _read(word: str) -> tuple[str, list[str]]:
             f" written {key}=[{text}]"
         )
     return key, values
+
+
+def _names_a_file(word: str) -> bool:
+    return "=" not in word and word.endswith((".yaml", ".yml"))
+
+
+def _read_file(path: Path) -> list[tuple[str, list[str]]]:
+    """Read keys and values as they are written: what a word means depends on its key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot be read: {error}") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError("must hold keys, each with a list of values, such as 'seed: [0, 1, 2]'")
+    found = []
+    for key, node in root.value:
+        if not isinstance(node, yaml.SequenceNode) or not node.value:
+            raise ValueError(
+                f"line {key.start_mark.line + 1}: {key.value}: must be a list of values, such as [0, 1, 2]"
+            )
+        values = [text[item.start_mark.index : item.end_mark.index].strip() for item in node.value]
+        if long := [value for value in values if not value or "\n" in value]:
+            raise ValueError(
+                f"line {key.start_mark.line + 1}: {key.value}: write each value in one line; got {long[0]!r}"
+            )
+        found.append((str(key.value), values))
+    return found
 
 
 def _is_one_list(text: str) -> bool:

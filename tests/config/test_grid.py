@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -51,6 +52,44 @@ def test_values(word: str, values: list[str]) -> None:
 def test_what_is_wrong_or_ambiguous(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         read_grid(words, ["optim.lr=0.3"])
+
+
+GRID = """
+method: [hrdc, "ce"]          # swept over first
+data.crop_scale:
+- [0.5, 1]
+- {a: no}
+seed: [0, 1e-3,]
+"""
+
+
+def test_a_grid_from_a_file_means_what_the_same_words_mean(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(GRID)
+    assert read_grid([str(tmp_path / "grid.yaml"), "optim.momentum=0.8,0.9"], []) == {
+        "method": ["hrdc", '"ce"'], "data.crop_scale": ["[0.5, 1]", "{a: no}"], "seed": ["0", "1e-3"],
+        "optim.momentum": ["0.8", "0.9"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a", "must hold keys"),
+        ("a: 1", "line 1: a: must be a list of values"),
+        ("\na: []", "line 2: a: must be a list"),
+        ("a:\n- b: 1\n  c: 2", "line 1: a: write each value in one line"),
+        ("a: [", "cannot be read"),
+        (None, "cannot be read"),
+        ("optim.lr: [1, 2]", "optim.lr is given twice"),
+        ("seed: [1]\nseed: [2]", "seed is given twice"),
+    ],
+)
+def test_a_wrong_file(tmp_path: Path, text: str | None, message: str) -> None:
+    file = tmp_path / "grid.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_grid([str(file)], ["optim.lr=0.3"])
 
 
 def test_all_problems_at_once() -> None:

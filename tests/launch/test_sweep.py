@@ -6,17 +6,18 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 import hrdc_hpc
 from hrdc_hpc.cluster import array
-from hrdc_hpc.cluster.jobs import Job, cut_off, last_job, note_job, note_submitting
+from hrdc_hpc.cluster.jobs import Job, cut_off, last_job, note_job
 from hrdc_hpc.config.load import load
 from hrdc_hpc.launch import main
 from hrdc_hpc.record.folder import RunFolder
@@ -424,41 +425,68 @@ def test_no_more_than_the_association_allows(
 # races
 
 
-def test_a_second_launch_while_sbatch_works_is_refused_and_touches_nothing(
-    place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def submitting(place: Path, slurm: Path) -> Iterator[subprocess.Popen[str]]:
+    """A launch of the sweep whose sbatch waits for the file slurm/wait to vanish, with a process group of its own."""
     (slurm / "wait").touch()
-    first = subprocess.Popen(
-        [sys.executable, "-m", "hrdc_hpc.launch", "--cfg", "small.yaml", *SWEEP], text=True,
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hrdc_hpc.launch", "--cfg", "small.yaml", *SWEEP], text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=os.environ | {"PYTHONPATH": str(Path(hrdc_hpc.__file__).parents[1])},
     )  # fmt: skip
     end = time.monotonic() + 30
     while not (slurm / "calls").exists():
-        assert first.poll() is None, first.communicate()[0]
+        assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end, "sbatch was not called"
         time.sleep(0.02)
+    yield process
+    (slurm / "wait").unlink(missing_ok=True)
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_launch_while_sbatch_works_is_refused_and_touches_nothing(
+    place: Path, slurm: Path, submitting: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = place / "runs" / "small"
     before = contents(folder)
     assert launch("--sweep", "method=hrdc,ce", "seed=7,8") == 78
-    assert f"is being launched by process {first.pid}" in capsys.readouterr().err
+    assert f"is being launched by process {submitting.pid}" in capsys.readouterr().err
     assert launch("--name", NAMES[0], "--out-dir", str(folder)) == 78
-    assert f"is being launched by process {first.pid}" in capsys.readouterr().err
+    assert f"is being launched by process {submitting.pid}" in capsys.readouterr().err
     assert contents(folder) == before
     (slurm / "wait").unlink()
-    output, _ = first.communicate(timeout=30)
-    assert first.returncode == 0, output
+    output, _ = submitting.communicate(timeout=30)
+    assert submitting.returncode == 0, output
     assert (slurm / "calls").read_text() == "call\n"
 
 
-def test_a_launch_that_was_killed_while_it_submitted_is_told(
-    submitted: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+def test_ctrl_c_waits_for_sbatch_and_the_jobs_are_written_down(
+    place: Path, slurm: Path, submitting: subprocess.Popen[str]
 ) -> None:
-    for name in NAMES:
-        note_submitting(submitted / name, "slurm")
-    assert main(["--resubmit-failed", str(submitted)]) == 0
+    os.killpg(submitting.pid, signal.SIGINT)  # as a terminal does: to sbatch too
+    time.sleep(0.3)
+    (slurm / "wait").unlink()
+    output, _ = submitting.communicate(timeout=30)
+    assert submitting.returncode == 130, output
+    folder = place / "runs" / "small"
+    jobs = [last_job(folder / name) for name in NAMES]
+    assert [job.job_id if job else None for job in jobs] == [f"4242_{index}" for index in range(6)]
+    assert [entry["job_id"] for entry in json.loads((folder / "sweep.json").read_text())["arrays"]] == ["4242"]
+
+
+def test_a_launch_that_was_killed_while_it_submitted_is_told(
+    place: Path, slurm: Path, submitting: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.killpg(submitting.pid, signal.SIGKILL)
+    submitting.wait()
+    folder = place / "runs" / "small"
+    assert all(cut_off(folder / name) for name in NAMES)
+    (slurm / "wait").unlink()
+    assert launch(*SWEEP) == 0
     assert "an earlier launch was killed while it submitted" in capsys.readouterr().out
-    assert not any(cut_off(submitted / name) for name in NAMES[1:])
+    assert not any(cut_off(folder / name) for name in NAMES)
+    assert elements_given(slurm) == NAMES
 
 
 def test_an_element_that_was_launched_by_itself_is_left_alone(submitted: Path, slurm: Path) -> None:

@@ -42,7 +42,7 @@ def lost_data(root: Path) -> Iterator[None]:
     there = root.readlink()
     root.unlink()
     empty = digits_lt.folder(digits_lt.Options(root=root))
-    empty.mkdir(parents=True)
+    (empty / "train").mkdir(parents=True)
     (empty / "meta.json").write_text("{}")
     yield
     shutil.rmtree(root)
