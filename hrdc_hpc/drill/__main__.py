@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import signal
 import sys
 import time
 from collections.abc import Container, Sequence
@@ -43,8 +44,8 @@ _SETTINGS = {
     ),
 }
 """Of a drilled run, unless set on the command line: faults cost little, every step is on record, no cap."""
-_IF_IT_HANGS = {"guard.watchdog_min_s": "10"}
-"""A rank that stands still is found out in seconds: steps of a short run take a fraction of one."""
+_IF_IT_HANGS = {"guard.watchdog_min_s": "10", "guard.watchdog_start_s": "60"}
+"""Where steps take a fraction of a second; the second also counts for a step that may wait for a save."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out the command line; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(given)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the run under way is ended
     try:
         if importlib.util.find_spec("torch") is None:
             raise ValueError("comparing weights needs torch, which is not installed here; drill where it is")

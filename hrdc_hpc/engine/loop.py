@@ -384,7 +384,9 @@ class Run:
         self.meter.restart()
 
     def _saved(self, saved: Saved) -> None:
-        self.around.deadline.saved(time.monotonic() - self._save_began.pop(saved.step))
+        # a step may be saved twice, when it was due and asked for at once: the first of both answers for the time
+        if (began := self._save_began.pop(saved.step, None)) is not None:
+            self.around.deadline.saved(time.monotonic() - began)
         self.journal.write("checkpoint", saved.step, seconds=saved.seconds, bytes=saved.bytes)
         self.journal.phase("save", "end", saved.step)
 

@@ -218,9 +218,9 @@ class Watchdog:
         self._say(why)
         if self._company is None:
             note(self._folder, self._place.job, "hung", why, NOWHERE)
-        elif self._company.speak_for_all():
+        elif _answer(self._company.speak_for_all, 5 * self.beat_s) is not False:  # or rank 0 is the one that stands
             self._name_the_missing(self._company, why)
-            self._company.said()
+            _answer(self._company.said, self.beat_s)
         else:
             self._company.wait_for_speaker(_FAREWELL_S / 2)
         sys.stderr.flush()
