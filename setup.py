@@ -5,5 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["hrdc_hpc", "hrdc_hpc.*"]), "hrdc_hpc.configs"],
     package_dir={"hrdc_hpc.configs": "configs"},
-    package_data={"hrdc_hpc.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={"hrdc_hpc.configs": ["*.yaml", "*/*.yaml", "*/*.md"]},
 )

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrdc_hpc.cluster import commandline, launching, submission
+from hrdc_hpc.cluster import commandline, launching, submission, sweep
 from hrdc_hpc.cluster.console import complain
 from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.config.load import load
@@ -46,8 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _carry_out(args: argparse.Namespace, command: Sequence[str]) -> int:
     if args.follow is not None:
-        return launching.follow_existing(Path(args.follow).absolute())
+        return _follow(Path(args.follow).absolute())
+    if args.sweep is not None or args.resubmit_failed is not None:
+        from hrdc_hpc.cluster import sweep_launch
+
+        return (sweep_launch.resubmit if args.sweep is None else sweep_launch.launch)(args, command)
     return launching.launch(args, absolute(load(args.cfg, commandline.overrides(args))), command)
+
+
+def _follow(folder: Path) -> int:
+    if sweep.is_sweep(folder):
+        from hrdc_hpc.cluster import sweep_follow, sweep_members
+
+        return sweep_follow.follow(folder, sweep_members.of_sweep(sweep.read(folder)))
+    return launching.follow_existing(folder)
 
 
 _NEXT = {

@@ -51,6 +51,8 @@ CLUSTER_FLAGS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     "qos": ("--qos", str, "quality of service"),
     "constraint": ("--constraint", str, "features that the nodes must have"),
     "array_parallelism": ("--array-parallelism", int, "elements of an array that run at once"),
+    "ask_elements": ("--ask-elements", int, "a sweep of more elements than this wants --yes or an answer"),
+    "ask_hours": ("--ask-hours", float, "the same for a sweep of more GPU-hours (CPU-hours without GPUs)"),
 }
 """Field of the config's cluster section: its flag, type and help. `sbatch` and `setup` take several values; what
 belongs to a cluster rather than to a run has no flag: a profile, or cluster.KEY=VALUE."""
@@ -69,11 +71,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         _refuse_others(parser, args)
     elif args.resume is not None:
         _resume(parser, args)
+    elif args.resubmit_failed is not None:
+        _refuse_beside_resubmit(parser, args)
     elif args.cfg is None:
         parser.error("--cfg is missing: a config's path, or the name of one that comes along, e.g. digits_lt.yaml")
     args.cluster = args.cluster or "slurm"
     if args.cluster == "local" and (args.chain > 1 or args.after):
         parser.error("--chain and --after are for SLURM: a run on this machine depends on no other job")
+    if args.resume and (args.sweep or args.resubmit_failed):
+        parser.error("--resume is for single runs: leave out --sweep and --resubmit-failed")
+    if args.chain > 1 and (args.sweep or args.resubmit_failed):
+        parser.error("--chain is for single runs; what a sweep has left is submitted by --resubmit-failed")
     return args
 
 
@@ -87,6 +95,14 @@ def _resume(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     job = last_job(run)
     args.cfg, args.name, args.out_dir = str(run / "config.yaml"), run.name, str(run.parent)
     args.cluster = args.cluster or (job.kind if job else None)
+
+
+def _refuse_beside_resubmit(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.cfg or args.sweep or args.name or args.out_dir:
+        parser.error(
+            "--resubmit-failed takes elements and configs from the folder: leave out --cfg, --sweep, --name and"
+            " --out-dir"
+        )
 
 
 def _refuse_others(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -113,6 +129,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="the run's folder below --out-dir")
     parser.add_argument("--out-dir", help="where run folders are made")
     parser.add_argument(
+        "--sweep", nargs="+", metavar="KEY=VALUE,VALUE",
+        help="all combinations as one array, a run folder each; or a YAML file of keys with lists; overrides go in"
+        " front, or behind another flag",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resubmit-failed", metavar="SWEEP", help="submit what a sweep has left that is not finished or under way"
+    )
+    parser.add_argument("--yes", action="store_true", help="submit a large sweep without asking")
+    parser.add_argument(
         "--chain", type=_links, default=1, metavar="N",
         help="submit N jobs, each after the one before, for sites where jobs are not requeued",
     )  # fmt: skip
@@ -120,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print the job and the resolved config; write nothing")
     parser.add_argument("--prepare", action="store_true", help="make the run folder, submit nothing")
     parser.add_argument("--wait", action="store_true", help="follow the run to its end and print the result")
-    parser.add_argument("--follow", metavar="RUN", help="follow a run that was launched before; nothing else is done")
+    parser.add_argument(
+        "--follow", metavar="RUN", help="follow a run or sweep that was launched before; nothing else is done"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config fields, e.g. optim.lr=0.2")
     return parser
 

@@ -32,7 +32,9 @@ def cancel(row: Overview) -> str:
         return _end_process(run, int(jobs[-1].job_id), f"job {jobs[-1].job_id} on this machine")
     ids = [job.job_id for job in jobs if job.kind == "slurm"] or ([row.job_id] if row.job_id else [])
     if ids:
-        there = [found.job_id for found in queue.ask(ids).values() if found.state.phase != "gone"]
+        there = ids
+        if len(ids) > 1 or row.state == "unknown":  # else the row's state is that of the one job, just asked
+            there = [found.job_id for found in queue.ask(ids).values() if found.state.phase != "gone"]
         if not there:
             raise Refused(f"{run}: none of its jobs is in the queue any more; nothing was cancelled")
         scheduler.call("scancel", *there)

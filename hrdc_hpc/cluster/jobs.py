@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,9 @@ class JobState:
 
     phase: Phase
     word: str
+
+
+_FORGOTTEN = JobState("gone", "no longer known to SLURM")
 
 
 def note_submitting(run: Path, kind: Kind) -> None:
@@ -113,9 +117,24 @@ def job_state(run: Path, job: Job) -> JobState:
             return JobState("running", "stopping, because its controller was killed")
         return JobState("gone", "ended")
     try:
-        state, reason = scheduler.queue_state(job.job_id)
+        return _slurm_state(*scheduler.queue_state(job.job_id))
     except scheduler.NoSuchJob:
-        return JobState("gone", "no longer known to SLURM")
+        return _FORGOTTEN
+
+
+def job_states(jobs: Mapping[Path, Job]) -> dict[Path, JobState]:
+    """Where the jobs of several runs are, by run folder; SLURM is asked once. Raises SchedulerError."""
+    answer = scheduler.queue_states(job.job_id for job in jobs.values() if job.kind == "slurm")
+    found = {}
+    for run, job in jobs.items():
+        if job.kind == "local":
+            found[run] = job_state(run, job)
+        else:
+            found[run] = _slurm_state(*answer[job.job_id]) if job.job_id in answer else _FORGOTTEN
+    return found
+
+
+def _slurm_state(state: str, reason: str) -> JobState:
     word = state if reason in ("", "None") else f"{state} ({reason})"
     return JobState(phase_of(state), word)
 

@@ -8,11 +8,10 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrdc_hpc.cluster import dependencies, runs, submission
+from hrdc_hpc.cluster import dependencies, runs, script, submission
 from hrdc_hpc.cluster.console import complain, say
 from hrdc_hpc.cluster.ends import log_path
 from hrdc_hpc.cluster.exit_codes import Exit
@@ -23,6 +22,7 @@ from hrdc_hpc.config.load import loads, to_yaml
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.data.preflight import preflight
 from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.manifest import collect
 
 
 def launch(args: argparse.Namespace, config: RunConfig, command: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def launch(args: argparse.Namespace, config: RunConfig, command: Sequence[str]) 
     found, job = runs.look(config, run), None  # refuses before anything is made
     if found.state != "finished":
         preflight(config.data)
-        with runs.claimed(config, run, command) as found:
+        with runs.claimed(config, run, lambda: collect(command)) as found:
             if found.state != "finished":
                 job = start(found, None if args.prepare else kind, config, args.chain, args.after)
     if found.state == "finished":
@@ -70,7 +70,7 @@ def start(
     for note in runs.prepare(found, config):
         say(note)
     if kind is None:
-        say(f"prepared {run}; start it with:\n  {_plain_command(run)}")
+        say(f"prepared {run}; start it with:\n  {_plain_command(config, run)}")
         return None
     try:
         with terminal_waits():  # a job that was taken must be written down
@@ -95,6 +95,16 @@ def _submit_chain(kind: Kind, config: RunConfig, run: Path, links: int, dependen
 
 def _submit(kind: Kind, config: RunConfig, run: Path, chain: str | None = None) -> Job:
     """`chain`: the first job of the chain; '' for that one itself."""
+    job = hand_over(kind, config, run, chain)
+    here = f"runs on this machine, for at most {config.cluster.time_min} minutes (--time)"
+    say(f"job {job.job_id} {here if kind == 'local' else 'is in the queue'}")
+    say(f"run folder: {run}")
+    say(f"log:        {log_path(run, job.job_id)}")
+    return job
+
+
+def hand_over(kind: Kind, config: RunConfig, run: Path, chain: str | None = None) -> Job:
+    """Submit or start the job of a claimed and prepared run, and write it down. Raises SubmissionRefused, OSError."""
     note_submitting(run, kind)
     try:
         job = submission.submit(kind, config, run)
@@ -103,11 +113,9 @@ def _submit(kind: Kind, config: RunConfig, run: Path, chain: str | None = None) 
         raise
     try:
         note_job(run, job, job.job_id if chain == "" else chain)
-    finally:
-        here = f"runs on this machine, for at most {config.cluster.time_min} minutes (--time)"
-        say(f"job {job.job_id} {here if kind == 'local' else 'is in the queue'}")
-        say(f"run folder: {run}")
-        say(f"log:        {log_path(run, job.job_id)}")
+    except OSError:
+        say(f"job {job.job_id} was taken, but cannot be written down; its log: {log_path(run, job.job_id)}")
+        raise
     return job
 
 
@@ -186,10 +194,13 @@ def kill(run: Path, job: Job, number: signal.Signals) -> None:
         (os.killpg if number == signal.SIGKILL else os.kill)(int(job.job_id), number)
 
 
-def _plain_command(run: Path) -> str:
+def _plain_command(config: RunConfig, run: Path) -> str:
     """Return what starts a prepared run without submitit, in a batch script; by itself, without srun."""
-    code = RunFolder(run).code
+    code, python = RunFolder(run).code, script.interpreter(config, run)
+    lines = script.node_lines(config.cluster)
     if (code / "jobs" / "train.py").is_file():
-        return f"srun {shlex.join([sys.executable, str(code / 'jobs' / 'train.py'), str(run)])}"
-    environ = f"PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}"  # an installed package comes without jobs/
-    return f"{environ} srun {shlex.join([sys.executable, '-m', 'hrdc_hpc.cluster.task', str(run)])}"
+        lines.append(f"srun {python} {shlex.join([str(code / 'jobs' / 'train.py'), str(run)])}")
+    else:  # an installed package comes without jobs/
+        environ = f"PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}"
+        lines.append(f"{environ} srun {python} {shlex.join(['-m', 'hrdc_hpc.cluster.task', str(run)])}")
+    return "\n  ".join(lines)

@@ -2,7 +2,7 @@
 
 SLURM takes many jobs that can never start: 22.05 with EnforcePartLimits=NO queues one whose time limit or nodes are
 above the partition's, or that wants more CPUs than any node has. What SLURM does not say, or says in a way that is not
-known here, is a warning and never a refusal. JobRequeue=0 is not looked at: our --requeue goes before it (seen on 22.05).
+known here, is a warning and never a refusal. JobRequeue=0 is not looked at: our --requeue goes before it (seen).
 """
 
 from __future__ import annotations

@@ -14,14 +14,14 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hrdc_hpc.cluster import snapshot
-from hrdc_hpc.cluster.jobs import cut_off, job_state, last_job
+from hrdc_hpc.cluster.jobs import Job, JobState, cut_off, job_state, last_job
 from hrdc_hpc.cluster.scheduler import SchedulerError
 from hrdc_hpc.cluster.signals import STOP_FILE
 from hrdc_hpc.config.compare import Difference, differences
@@ -30,7 +30,6 @@ from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.record.files import TEMPORARY, naming, temporary_beside, write_text_durably
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import Lease, LeaseHeld, peek
-from hrdc_hpc.record.manifest import collect
 
 _CLAIM_TTL_S = 600.0
 """Longer than sbatch takes: a claim is not renewed. Of a launch that died on this machine it is free at once."""
@@ -38,6 +37,19 @@ _CLAIM_TTL_S = 600.0
 
 class Refused(ValueError):
     """The launch would touch something that it must not; nothing was done."""
+
+
+class AtWork(Refused):
+    """The run is running or queued."""
+
+    def __init__(self, run: Path, state: str) -> None:
+        """`state`: such as 'is running: process 7 on n1'."""
+        self.state = state
+        super().__init__(f"{run}{state}. Nothing was touched; follow it with: {follow_command(run)}")
+
+
+Ask = Callable[[Path, Job], JobState]
+"""Where the job of a run folder is; raises SchedulerError."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,8 @@ class Found:
     """Whether this launch made the folder."""
 
 
-def look(config: RunConfig, run: Path) -> Found:
-    """Look at the run folder; changes nothing. Raises Refused if the launch must not go on."""
+def look(config: RunConfig, run: Path, ask: Ask = job_state) -> Found:
+    """Look at the run folder; changes nothing. Raises Refused, AtWork if the launch must not go on."""
     folder = RunFolder(run)
     if not run.exists():
         return Found(folder, "nothing")
@@ -72,33 +84,35 @@ def look(config: RunConfig, run: Path) -> Found:
         )
     if state == "finished":
         return Found(folder, "finished")
-    _refuse_if_running(folder)
+    _refuse_if_at_work(folder, ask)
     return Found(folder, state, tuple(changed))
 
 
 @contextmanager
-def claimed(config: RunConfig, run: Path, command: Sequence[str]) -> Iterator[Found]:
+def claimed(
+    config: RunConfig, run: Path, manifest: Callable[[], Mapping[str, Any]], ask: Ask = job_state
+) -> Iterator[Found]:
     """Have the run to ourselves: make its folder if there is none, shut out other launches, look at what is there.
 
     A folder that this launch made is removed again if the block ends in an error before a job was handed over. Raises
-    Refused. `command`: for the manifest.
+    Refused. `manifest`: called if the folder is made.
     """
     folder = RunFolder(run)
-    made = _make(folder, config, command)
+    made = _make(folder, config, manifest)
     _refuse_other_folder(folder)
-    claim = _claim(folder)
+    claim = claim_launch(run)
     try:
-        yield replace(look(config, run), made=made)
+        yield replace(look(config, run, ask), made=made)
     except BaseException:
         if made and last_job(run) is None and not cut_off(run):
-            _discard(run)
+            discard(run)
         raise
     finally:
         claim.release()
 
 
-def prepare(found: Found, config: RunConfig) -> list[str]:
-    """Bring a run folder up to date; lines for the user."""
+def prepare(found: Found, config: RunConfig, shared_code: Path | None = None) -> list[str]:
+    """Bring a run folder up to date; lines for the user. `shared_code`: a snapshot to link to, instead of its own."""
     folder, notes = found.folder, []
     if (folder.path / STOP_FILE).exists():
         (folder.path / STOP_FILE).unlink(missing_ok=True)
@@ -115,22 +129,33 @@ def prepare(found: Found, config: RunConfig) -> list[str]:
         if found.changed:
             _replace_config(folder, to_yaml(config))
     if not _has_code(folder):
-        snapshot.take(folder.code)
-    elif differing := snapshot.changed_files(folder.code):
-        shown = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
-        notes.append(
-            f"the run keeps the code of its first launch, which differs from the present one in {len(differing)} files"
-            f" ({shown}); remove {folder.code} to go on with the present code"
-        )
+        if shared_code is None:
+            snapshot.take(folder.code)
+        else:  # relative: the folder above may be moved
+            folder.code.symlink_to(os.path.relpath(shared_code, folder.path))
+    elif not folder.code.is_symlink():
+        notes += other_code(folder.code)
     return notes
 
 
-def _make(folder: RunFolder, config: RunConfig, command: Sequence[str]) -> bool:
+def other_code(code: Path) -> list[str]:
+    """Return a line that says so if the snapshot `code` is not of the present code."""
+    differing = snapshot.changed_files(code)
+    if not differing:
+        return []
+    shown = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
+    return [
+        f"the run keeps the code of its first launch, which differs from the present one in {len(differing)} files"
+        f" ({shown}); remove {code} to go on with the present code"
+    ]
+
+
+def _make(folder: RunFolder, config: RunConfig, manifest: Callable[[], Mapping[str, Any]]) -> bool:
     """Make the run folder, as it is before its first launch; False if something was there, or another was faster."""
     if folder.path.exists():
         return False
     try:
-        RunFolder.create(folder.path, config_text=to_yaml(config), manifest=collect(command))
+        RunFolder.create(folder.path, config_text=to_yaml(config), manifest=manifest())
     except FileExistsError:
         if not os.path.lexists(folder.path):  # it is the folder above that cannot be made
             raise
@@ -138,23 +163,25 @@ def _make(folder: RunFolder, config: RunConfig, command: Sequence[str]) -> bool:
     return True
 
 
-def _discard(run: Path) -> None:
+def discard(run: Path) -> None:
+    """Remove a folder of a run that no job was ever handed over for."""
     aside = temporary_beside(run)
     run.rename(aside)  # so that nobody finds half of it
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _claim(folder: RunFolder) -> Lease:
-    claims = RunFolder(folder.path)
-    claims.lease = folder.path / "launch"  # by the same rules as the lease of the run
+def claim_launch(run: Path) -> Lease:
+    """Take the claim on the launch of a run, or of a sweep. Raises Refused if another launch has it."""
+    claims = RunFolder(run)
+    claims.lease = run / "launch"  # by the same rules as the lease of the run
     try:
-        with naming(folder.path):
+        with naming(run):
             return Lease.acquire(claims, ttl_s=_CLAIM_TTL_S)
     except LeaseHeld as error:
         who = peek(claims, _CLAIM_TTL_S) or "another process"
         raise Refused(
-            f"{folder.path} is being launched by {who}. Nothing was touched; once it is launched, follow it with:"
-            f" {follow_command(folder.path)}. If that process is dead, remove {claims.lease}"
+            f"{run} is being launched by {who}. Nothing was touched; once it is launched, follow it with:"
+            f" {follow_command(run)}. If that process is dead, remove {claims.lease}"
         ) from error
 
 
@@ -174,29 +201,29 @@ def _state(folder: RunFolder) -> Literal["new", "started", "finished"]:
     return "new" if state == "started" and not saved else state
 
 
-def _refuse_if_running(folder: RunFolder) -> None:
+def _refuse_if_at_work(folder: RunFolder, ask: Ask) -> None:
     holder = peek(folder)
     if holder is not None:
-        raise Refused(
-            f"{folder.path} is running: {holder}. Nothing was touched; follow it with: {follow_command(folder.path)}"
-        )
+        raise AtWork(folder.path, f" is running: {holder}")
     job = last_job(folder.path)
     if job is None:
         return
     try:
-        state = job_state(folder.path, job)
+        state = ask(folder.path, job)
     except SchedulerError:  # the lease will keep two jobs apart
         return
     if state.phase != "gone":
-        raise Refused(
-            f"{folder.path}: job {job.job_id} of this run is {state.word}. Nothing was touched; follow it with:"
-            f" {follow_command(folder.path)}"
-        )
+        raise AtWork(folder.path, f": job {job.job_id} of this run is {state.word}")
 
 
 def follow_command(run: Path) -> str:
     """Return the command that follows a run."""
     return f"python -m hrdc_hpc.launch --follow {shlex.quote(str(run))}"
+
+
+def resubmit_command(sweep: Path) -> str:
+    """Return the command that submits what a sweep has left."""
+    return f"python -m hrdc_hpc.launch --resubmit-failed {shlex.quote(str(sweep))}"
 
 
 def _replace_config(folder: RunFolder, text: str) -> None:

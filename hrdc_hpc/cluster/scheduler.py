@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 
 from hrdc_hpc.cluster.signals import shielded
 
@@ -60,6 +61,30 @@ def queue_state(job_id: str) -> tuple[str, str]:
         raise NoSuchJob(f"job {job_id} is not in the queue")
     state, _, reason = lines[0].strip().partition("|")
     return state, reason
+
+
+def queue_states(job_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """States and reasons of jobs, by one question for all; jobs that SLURM has forgotten are left out.
+
+    `job_ids`: of jobs and of array elements ('12_3'), all of whose siblings are in the answer too.
+    """
+    asked = ",".join(sorted({job_id.partition("_")[0] for job_id in job_ids}))
+    if not asked:
+        return {}
+    try:
+        text = call("squeue", "--noheader", "--states=all", "--array", "--format=%F_%K|%T|%r", f"--jobs={asked}")
+    except NoSuchJob:
+        return {}
+    found = {}
+    for line in text.splitlines():
+        job_id, state, reason = line.strip().split("|", 2)
+        found[job_id.removesuffix("_N/A")] = (state, reason)
+    return found
+
+
+def jobs_of_mine() -> int:
+    """Return how many jobs of this user are queued or running; each element of an array counts."""
+    return len(call("squeue", "--me", "--noheader", "--array", "--format=%i").splitlines())
 
 
 def requeue(job_id: str, tries: int = 4, pause_s: float = 2.0) -> None:

@@ -26,6 +26,17 @@ _OURS = {
 """srun options that the launcher writes by itself or needs as they are."""
 
 
+ELEMENT = "$SLURM_ARRAY_TASK_ID"
+"""Name of the run folder in the script of an array (array.py). No run has it: names have no '$'."""
+
+
+def shell(run: Path, *below: str) -> str:
+    """Return the run folder, or what lies below it, as a word of the batch script."""
+    if run.name != ELEMENT:
+        return shlex.quote(str(run.joinpath(*below)))
+    return "/".join([shlex.quote(str(run.parent)), f'"{ELEMENT}"', *below])
+
+
 def check(config: RunConfig, run: Path) -> None:
     """Raise ValueError for what the script could not carry out."""
     for word in config.cluster.srun:
@@ -40,8 +51,26 @@ def check(config: RunConfig, run: Path) -> None:
 
 
 def before(config: RunConfig, run: Path) -> list[str]:
-    """Lines in front of srun: the node's software, variables and folders, then the user's setup, then our own."""
+    """Lines in front of srun: the node's software, variables and folders, with the user's setup, then our own."""
     cluster = config.cluster
+    lines = node_lines(cluster)
+    code = shell(run, RunFolder(run).code.name)
+    if cluster.container is None:
+        lines.append(f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"')  # a module may have set it
+    else:
+        lines.append(f"export PYTHONPATH={code}  # the host's own packages are not those of the image")
+    lines.append("export PYTHONSAFEPATH=1  # or python -m would put the working directory in front")
+    if cluster.container is not None and cluster.container.kind == "apptainer":
+        names = [*_variables(cluster), "PYTHONPATH", "PYTHONSAFEPATH"]
+        lines.append("# or the image's own values would win")
+        lines += [f'export APPTAINERENV_{name}="${name}"' for name in names]
+    # this shell outlives its ranks, which save, and they ask when the job ends
+    lines += [teardown.TRAP, teardown.END_TIME]
+    return lines
+
+
+def node_lines(cluster: Cluster) -> list[str]:
+    """What the node needs whoever starts the ranks: modules, virtual environment, variables, setup, folders."""
     lines = []
     if cluster.modules:
         lines += [
@@ -50,27 +79,13 @@ def before(config: RunConfig, run: Path) -> list[str]:
         ]
     if cluster.venv:
         lines.append(f"source {_words(f'{cluster.venv}/bin/activate')} || exit 1")
-    variables = _variables(cluster)
-    lines += [f"export {name}={_words(value)}" for name, value in variables.items()]
-    lines += [*cluster.setup, *_make_node_folders(cluster)]
-    code = shlex.quote(str(RunFolder(run).code))
-    if cluster.container is None:
-        lines.append(f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"')  # a module may have set it
-    else:
-        lines.append(f"export PYTHONPATH={code}  # the host's own packages are not those of the image")
-    lines.append("export PYTHONSAFEPATH=1  # or python -m would put the working directory in front")
-    if cluster.container is not None and cluster.container.kind == "apptainer":
-        names = [*variables, "PYTHONPATH", "PYTHONSAFEPATH"]
-        lines.append("# or the image's own values would win")
-        lines += [f'export APPTAINERENV_{name}="${name}"' for name in names]
-    # this shell outlives its ranks, which save, and they ask when the job ends
-    lines += [teardown.TRAP, teardown.END_TIME]
-    return lines
+    lines += [f"export {name}={_words(value)}" for name, value in _variables(cluster).items()]
+    return [*lines, *cluster.setup, *_make_node_folders(cluster)]
 
 
 def after(config: RunConfig, run: Path) -> list[str]:
     """Lines behind srun, which end the script with srun's exit code."""
-    return teardown.after_srun(shlex.quote(str(run)), python_here(config, run))
+    return teardown.after_srun(shell(run), python_here(config, run))
 
 
 def srun_line(config: RunConfig, run: Path, arguments: str, output: str) -> str:
@@ -91,12 +106,12 @@ def srun_line(config: RunConfig, run: Path, arguments: str, output: str) -> str:
         options.append(f'--ntasks="$(({ranks} * SLURM_JOB_NUM_NODES))" --ntasks-per-node={ranks}')
     options += [f"--{kind}-bind={bind}" for kind in ("cpu", "gpu") if (bind := getattr(cluster, f"{kind}_bind"))]
     options += [_words(word) for word in (*nccl.srun_options(cluster), *cluster.srun)]
-    return f"srun {' '.join([*options, _in_container(config, run)])} {arguments}"
+    return f"srun {' '.join([*options, interpreter(config, run)])} {arguments}"
 
 
 def python_here(config: RunConfig, run: Path) -> str:
     """Return the command that is the ranks' Python for the batch script itself, on the job's first node."""
-    command = _in_container(config, run)
+    command = interpreter(config, run)
     container = config.cluster.container
     if container is not None and container.kind == "pyxis":  # srun alone can start it
         return f"srun --export=ALL --nodes=1 --ntasks=1 --cpus-per-task={config.cluster.cpus_per_rank} {command}"
@@ -130,8 +145,8 @@ def _make_node_folders(cluster: Cluster) -> Iterator[str]:
         yield f"{step} mkdir -p {' '.join(folders)} || exit 1"
 
 
-def _in_container(config: RunConfig, run: Path) -> str:
-    """The interpreter, inside the container if there is one."""
+def interpreter(config: RunConfig, run: Path) -> str:
+    """Return the ranks' Python for the shell, in its container if there is one; of pyxis, it follows 'srun'."""
     cluster, container = config.cluster, config.cluster.container
     if container is None:
         return python(cluster)
@@ -140,7 +155,7 @@ def _in_container(config: RunConfig, run: Path) -> str:
         paths.append('"$TMPDIR"')
     if cluster.compile_cache:
         paths.append(_words(cluster.compile_cache))
-    folder = shlex.quote(str(run))
+    folder = shell(run)
     if container.kind == "apptainer":
         binds = [f"--bind {path}" for path in [*paths, *map(_words, container.binds)]]
         words = ["apptainer exec", *["--nv"] * (cluster.gpus_per_node > 0), *binds, f"--pwd {folder}"]
@@ -158,9 +173,11 @@ def _both_ways(bind: str) -> str:
 
 
 def _bound_paths(config: RunConfig, run: Path) -> list[Path]:
-    """The run folder, and every path of the config or, where it is yet to be made, what is above it; none twice."""
+    """The run folder, for an element its sweep's, and the config's paths, or what is above one yet to be made."""
+    code = RunFolder(run).code  # of an element, it is a link to the sweep's
+    own = run.parent.parent.parent if run.name == ELEMENT else code.resolve().parent if code.is_symlink() else run
     named = _paths([config.data, config.model, config.method])
-    found = {run, *(next(one for one in (path, *path.parents) if one.exists()) for path in named)} - {Path("/")}
+    found = {own, *(next(one for one in (path, *path.parents) if one.exists()) for path in named)} - {Path("/")}
     return sorted(path for path in found if not any(path != other and path.is_relative_to(other) for other in found))
 
 

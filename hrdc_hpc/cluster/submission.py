@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from submitit.slurm.slurm import SlurmExecutor
@@ -42,7 +42,7 @@ class SubmissionRefused(RuntimeError):
     """The scheduler did not take the job."""
 
 
-class _Slurm(SlurmExecutor):  # type: ignore[misc, unused-ignore]
+class Slurm(SlurmExecutor):  # type: ignore[misc, unused-ignore]
     """submitit's executor with our own srun line; also made where there is no SLURM, to print what it would submit."""
 
     def __init__(self, config: RunConfig, run: Path) -> None:
@@ -59,12 +59,16 @@ class _Slurm(SlurmExecutor):  # type: ignore[misc, unused-ignore]
         """Return the text that is handed to sbatch; the same function writes it at submission."""
         return self._make_submission_file_text(self._submitit_command_str, uid="")
 
+    def log_pattern(self) -> str:
+        """Return where the ranks log, in srun's words."""
+        return str(JobPaths(folder=self.folder).stdout)
+
     @property
     def _submitit_command_str(self) -> str:
         return f"-u -m submitit.core._submit {shlex.quote(str(self.folder))}"
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
-        line = script.srun_line(self.config, self.run, command, str(JobPaths(folder=self.folder).stdout))
+        line = script.srun_line(self.config, self.run, command, self.log_pattern())
         text: str = super()._make_submission_file_text(line, uid)
         if self.config.cluster.signal_delay_s == 0:  # submitit always asks for one
             text = "".join(line for line in text.splitlines(True) if not line.startswith("#SBATCH --signal="))
@@ -134,7 +138,7 @@ def submit(kind: Kind, config: RunConfig, run: Path) -> Job:
     Raises SubmissionRefused with the scheduler's words, OSError when it is not known whether the job was taken.
     """
     folder, since = RunFolder(run), time.time()
-    _remove_old_meeting_points(run)
+    remove_old_meeting_points(run)
     task = TrainTask(str(run))
     if kind == "local":
         executor: Any = local.Executor(folder.logs, _job_environ(run, os.environ))
@@ -148,13 +152,13 @@ def submit(kind: Kind, config: RunConfig, run: Path) -> Job:
         return Job(kind, executor.submit(task).job_id, since)
     executor = _slurm_executor(config, run)
     try:
-        with _outside_of_any_job():
+        with outside_of_any_job():
             return Job(kind, executor.submit(task).job_id, since)
     except (FailedJobError, FailedSubmissionError) as error:
         raise SubmissionRefused(f"sbatch did not take the job: {str(error).strip()}") from error
 
 
-def _remove_old_meeting_points(run: Path) -> None:
+def remove_old_meeting_points(run: Path) -> None:
     """Clear away what killed starts left. Their names do not come again, so this only saves files."""
     for file in (run / RENDEZVOUS).glob("*"):
         with suppress(FileNotFoundError):
@@ -162,9 +166,17 @@ def _remove_old_meeting_points(run: Path) -> None:
                 file.unlink()
 
 
-def _slurm_executor(config: RunConfig, run: Path) -> _Slurm:
+def _slurm_executor(config: RunConfig, run: Path) -> Slurm:
+    return configured(Slurm(config, run))
+
+
+S = TypeVar("S", bound=Slurm)
+
+
+def configured(executor: S) -> S:
+    """Set what the executor's config asks of SLURM."""
+    config, run = executor.config, executor.run
     cluster, ranks = config.cluster, ranks_per_node(config.cluster)
-    executor = _Slurm(config, run)
     given = {
         "partition": cluster.partition,
         "account": cluster.account,
@@ -237,7 +249,7 @@ def _job_environ(run: Path, base: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def _outside_of_any_job() -> Iterator[None]:
+def outside_of_any_job() -> Iterator[None]:
     """Submit from inside a job as if from a login node: sbatch takes SLURM_NTASKS and the like for options.
 
     submitit's clean_env does the same and more: it also hides SLURM_CONF and the user's SBATCH_ defaults.

@@ -51,9 +51,10 @@ esac
 exit $rc
 """
 TRAP = "trap : TERM USR1 USR2"
+_ID = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
 END_TIME = (
     "export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-"
-    '$(date --date="$(squeue --noheader --job="$SLURM_JOB_ID" --format=%e)" +%s)}'
+    f'$(date --date="$(squeue --noheader --job="{_ID}" --format=%e)" +%s)}}'
 )
 """SLURM 22.05 does not set it."""
 

@@ -117,6 +117,10 @@ class Cluster:
     constraint: str | None = None
     array_parallelism: PositiveInt = 16
     """Elements of an array that run at once."""
+    ask_elements: PositiveInt = 10
+    """A sweep of more elements is submitted only when it was confirmed."""
+    ask_hours: PositiveFloat = 100.0
+    """The same for a sweep that may use more GPU-hours than this (CPU-hours without GPUs) until its time limit."""
     requeue: Requeue = Requeue()
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Any other sbatch option, without the dashes."""

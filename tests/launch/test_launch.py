@@ -139,9 +139,9 @@ def test_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str])
 def test_every_cluster_field_of_a_run_has_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of_a_cluster = {
         "srun", "cpu_bind", "gpu_bind", "modules", "venv", "python", "container", "environment", "nccl",
-        "network_interface", "scratch", "compile_cache",
+        "network_interface", "scratch", "compile_cache", "requeue",
     }  # fmt: skip
-    flags = {*CLUSTER_FLAGS, "sbatch", "setup", "requeue"}
+    flags = {*CLUSTER_FLAGS, "sbatch", "setup"}
     assert flags | of_a_cluster == {field.name for field in dataclasses.fields(Cluster)}
     assert not flags & of_a_cluster
     assert launch("--dry-run", *EVERYTHING, "--ranks-per-node", "5", "--name", "007", "--out-dir", "else where") == 0

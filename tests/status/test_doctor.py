@@ -83,7 +83,7 @@ def test_a_good_cluster() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "what"),
-    [("JobRequeue              = 0", "JobRequeue"), ("KillWait                = 5 sec", "KillWait"),
+    [("KillWait                = 5 sec", "KillWait"),
      ("MaxArraySize            = 1", "MaxArraySize")],
 )  # fmt: skip
 def test_settings_that_hurt(setting: str, what: str) -> None:

@@ -27,8 +27,8 @@ class Outcome:
     step: int
 
 
-def train(run: Path, place: Place, stop: Stop) -> Outcome:
-    """Leave a trace of what this rank saw, then behave as told by run/../behave."""
+def train(run: Path, place: Place, stop: Stop, on_leave: object = None) -> Outcome:
+    """Leave a trace of what this rank saw, then behave as told by run/../behave; of a sweep, by runs/behave[-name]."""
     seen = {
         "file": __file__, "marker": MARKER, "world_size": place.world_size, "job": place.job, "python_path": sys.path,
         "torch_variables": [name for name in ("MASTER_ADDR", "RANK") if name in os.environ],
@@ -36,7 +36,8 @@ def train(run: Path, place: Place, stop: Stop) -> Outcome:
         "rendezvous": str(place.rendezvous),
     }  # fmt: skip
     (run / f"saw-{place.rank}.json").write_text(json.dumps(seen))
-    behave = (run.parent / "behave").read_text()
+    above = (run.parent.parent / f"behave-{run.name}", run.parent / "behave", run.parent.parent / "behave")
+    behave = next(note for note in above if note.exists()).read_text()
     if behave == "bad data" and place.rank == 1:
         raise ValueError("data.dataset: no such image")
     if behave == "killed" and place.rank == 1:

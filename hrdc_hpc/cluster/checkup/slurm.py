@@ -62,13 +62,9 @@ def parse_partitions(text: str) -> dict[str, dict[str, str]]:
 
 def judge_config(config: Mapping[str, str]) -> Iterator[Finding]:
     """Yield findings on the settings of the whole cluster."""
-    if config.get("JobRequeue", "1") in ("0", "NO"):
-        yield warning(
-            "JobRequeue", "0", "jobs are not requeued unless they ask; ours ask (--requeue), if the site lets them",
-            "if a run does not come back after a preemption: launch --chain, or ask the site for requeueing",
-        )  # fmt: skip
-    else:
-        yield ok("JobRequeue", config.get("JobRequeue", "1"))
+    requeues = config.get("JobRequeue", "1")
+    asked = "; ours are requeued all the same: they ask for it (--requeue)" if requeues in ("0", "NO") else ""
+    yield ok("JobRequeue", f"{requeues}{asked}")
     wait = int((re.match(r"\d+", config.get("KillWait", "30")) or ["30"])[0])
     if wait < _SHORT_KILL_S:
         yield warning(
