@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from hrdc_hpc.record.health import BadNode
 from hrdc_hpc.record.lease import LeaseHeld, LeaseLost
 
 
@@ -45,6 +46,8 @@ def of_error(error: BaseException) -> Exit:
     """
     if isinstance(error, ValueError | LeaseHeld | LeaseLost):
         return Exit.DO_NOT_REQUEUE
+    if isinstance(error, BadNode):
+        return Exit.BAD_NODE
     if isinstance(error, RuntimeError) and any(fault in str(error) for fault in _NODE_FAULTS):
         return Exit.BAD_NODE
     return Exit.FAILED

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,7 +77,7 @@ def train_here(run: Path) -> tuple[Exit, dict[str, Any] | None]:
 
         if place.rank == 0:
             _refuse_endless_requeues(run, place)
-        outcome = train(run, place, stop)
+        outcome = train(run, place, stop, partial(note_rank_end, run, place))
     except Exception as error:
         code = exit_codes.of_error(error)
         log.exception("rank %d leaves with code %d", place.rank, code)

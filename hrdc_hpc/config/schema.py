@@ -278,6 +278,24 @@ class Log:
         demand(Rule("profile_steps", a < b, f"must be two steps a < b; got [{a}, {b}]"))
 
 
+@options
+class Guard:
+    """Against hanging ranks, bad nodes and values that are not finite."""
+
+    watchdog: bool = True
+    """Leave, with the stacks of all threads in logs/, when a rank gets nowhere for too long."""
+    watchdog_factor: Annotated[float, Field(ge=2)] = 20.0
+    """How many times the longest of the last steps a step, or a batch of an evaluation, may take."""
+    watchdog_min_s: PositiveFloat = 300.0
+    """But at least so many seconds."""
+    watchdog_start_s: PositiveFloat = 3600.0
+    """Seconds for each part of the start (data, compiling), and for a step that may have to wait for a save."""
+    health_check: bool = True
+    """Try device, network, run folder and local disk of every rank before the first step."""
+    nonfinite_windows: NonNegativeInt = 5
+    """How often steps may be skipped for good because their gradients were not finite when done again either."""
+
+
 _RUN_NAME = Field(
     pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
     max_length=200,
@@ -301,4 +319,5 @@ class RunConfig:
     checkpoint: Annotated[Checkpoint, OPERATIONAL] = Checkpoint()
     eval: Annotated[Eval, OPERATIONAL] = Eval()
     log: Annotated[Log, OPERATIONAL] = Log()
+    guard: Annotated[Guard, OPERATIONAL] = Guard()
     cluster: Annotated[Cluster, OPERATIONAL] = Cluster()

@@ -3,7 +3,8 @@
 Every k steps the ranks start an all-reduce (MAX) of their flags on the control group, and read its result one step
 later, when it has long arrived. Rank 0 measures the step time and proposes k in the same reduction, so k is the same on
 all ranks. A rank that is told to stop is heeded within k + 1 steps: a quarter of a second where steps are short, and
-never more than 9 steps, also where they become slow all of a sudden.
+never more than 9 steps, also where they become slow all of a sudden. In the same way all ranks save after one step when
+somebody asked for it, and stop in time for the end of the job.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import time
 import torch
 import torch.distributed as dist
 
-from hrdc_hpc.engine.place import Stop
+from hrdc_hpc.engine.deadline import TIME_LIMIT, Deadline
+from hrdc_hpc.engine.place import Stop, Stopped
 from hrdc_hpc.engine.processes import Processes
 
-REASONS = ("", "other", "SIGUSR1", "SIGUSR2", "SIGTERM")
+REASONS = ("", "other", TIME_LIMIT, "SIGUSR1", "SIGUSR2", "SIGTERM", "stop file")
 """Why to stop, by code; where ranks differ the last one wins."""
 _EVERY_S = 0.25
 _LONGEST = 8
@@ -37,10 +39,13 @@ def period_of(step_s: float) -> int:
 class Agreement:
     """Asked once per step by every rank; answers the same on every rank."""
 
-    def __init__(self, processes: Processes, stop: Stop) -> None:
+    def __init__(self, processes: Processes, stop: Stop, deadline: Deadline | None = None) -> None:
+        """`deadline`: asked on rank 0 beside `stop`."""
         self._processes = processes
         self._stop = stop
+        self._deadline = deadline
         self._period = 1
+        self._save_asked = False
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
         self._measure_anew()
 
@@ -61,6 +66,20 @@ class Agreement:
         self._measure_anew()
         return answer
 
+    def told(self) -> bool:
+        """Whether this rank was told to stop; others may not know it yet."""
+        return self._stop.reason() is not None
+
+    def together(self) -> None:
+        """Wait for all ranks. Raises Stopped on all of them if one was told to stop."""
+        if reason := self.reason_now():
+            raise Stopped(reason)
+
+    def save_asked(self) -> bool:
+        """Whether somebody asked for a checkpoint since the last call; True on all ranks after the same step."""
+        asked, self._save_asked = self._save_asked, False
+        return asked
+
     def close(self) -> None:
         """Finish a reduction under way, so that the group can be taken down."""
         self._collect()
@@ -72,7 +91,10 @@ class Agreement:
     def _ask(self) -> None:
         step_s = (time.monotonic() - self._since) / max(1, self._steps)
         proposal = period_of(step_s) if self._processes.first else 0
-        flags = torch.tensor([code_of(self._stop.reason()), proposal])
+        reason = self._stop.reason()
+        if reason is None and self._deadline is not None and self._processes.first:
+            reason = self._deadline.reason(self._period)
+        flags = torch.tensor([code_of(reason), proposal, self._processes.first and self._stop.save_asked()])
         work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._processes.control, async_op=True)
         self._pending = (flags, work)
         self._measure_anew()
@@ -83,6 +105,7 @@ class Agreement:
         flags, work = self._pending
         work.wait()
         self._pending = None
-        code, period = flags.tolist()
+        code, period, save = flags.tolist()
         self._period = max(1, period)
+        self._save_asked = self._save_asked or bool(save)
         return REASONS[code] or None

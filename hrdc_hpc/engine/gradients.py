@@ -13,11 +13,12 @@ from hrdc_hpc.engine.clock import Mark, StepClock
 Hook = Callable[[Any, GradBucket], torch.futures.Future[torch.Tensor]]
 
 
-def adding_up(number_format: str, clock: StepClock) -> Hook:
+def adding_up(number_format: str, clock: StepClock, taint: torch.Tensor) -> Hook:
     """Return DDP's communication hook: the sum over the ranks, not DDP's mean, for a rank has a *share* of the loss.
 
     `number_format` is 'fp32' or 'bf16': buckets are rounded to bfloat16, added up in it and widened again. The clock is
-    told when the last bucket is ready, for then this rank's own gradients are complete.
+    told when the last bucket is ready, for then this rank's own gradients are complete. `taint`, a scalar on the
+    device, becomes nan when one of this rank's own is not finite: in the sum it cannot be seen whose it was.
     """
     narrow = number_format == "bf16"
 
@@ -25,6 +26,7 @@ def adding_up(number_format: str, clock: StepClock) -> Hook:
         if bucket.is_last():
             clock.mark(Mark.GRADIENTS)
         buffer = bucket.buffer()
+        taint.add_(buffer.sum() * 0)
         sent = buffer.to(torch.bfloat16) if narrow else buffer
         work = dist.all_reduce(sent, async_op=True)
         assert work is not None

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from hrdc_hpc.engine.clock import IDLE, StepClock
+from hrdc_hpc.engine.place import Stopped
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import Lease, LeaseLost
 from hrdc_hpc.record.metrics import MetricsWriter
@@ -66,6 +67,7 @@ class RunJournal:
         self._board: Any = None
         self._step = 0
         self._reason = "left without a word"
+        self._closed, self._closing = False, threading.Lock()
 
     def write(self, kind: str, step: int, **fields: Any) -> None:
         """Append one record to the attempt's metrics file, and its scalars to TensorBoard."""
@@ -99,12 +101,21 @@ class RunJournal:
         self._reason = reason
 
     def close(self) -> None:
-        """Append why the attempt ends; nothing is written afterwards."""
+        """Append why the attempt ends; nothing is written afterwards. A second call does nothing."""
+        with self._closing:
+            closed, self._closed = self._closed, True
+        if closed:
+            return
         self._metrics.write("end", self._step, reason=self._reason)
         self._metrics.sync()
         self._metrics.close()
         if self._board is not None:
             self._board.close()
+
+    def left(self, reason: str) -> None:
+        """Say why the process ends without unwinding, and close."""
+        self.ended(reason)
+        self.close()
 
 
 @contextmanager
@@ -113,7 +124,7 @@ def closing(journal: RunJournal) -> Iterator[RunJournal]:
     try:
         yield journal
     except BaseException as error:
-        journal.ended(f"{type(error).__name__}: {error}")
+        journal.ended(error.reason if isinstance(error, Stopped) else f"{type(error).__name__}: {error}")
         try:
             journal.close()
         except OSError as trouble:  # a full disk, say: the error under way says more

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
+from threading import Thread
 
 import numpy as np
 import torch
@@ -19,6 +23,7 @@ from hrdc_hpc.data.loaders import train_loader
 from hrdc_hpc.data.philox import uniforms
 from hrdc_hpc.data.pixels import PixelArray
 from hrdc_hpc.engine.evaluation import Evaluator
+from hrdc_hpc.engine.place import NeverStop, Stop, Stopped
 from hrdc_hpc.engine.precision import Precision, pick_precision
 from hrdc_hpc.engine.processes import Processes
 from hrdc_hpc.engine.step import TrainStep
@@ -66,15 +71,41 @@ class Parts:
             loader.close()
 
 
-def open_images(config: RunConfig, processes: Processes, *, local_first: bool) -> Images:
-    """Prepare and open both splits: one rank a node first, so that the others find what it has cached."""
+def open_images(
+    config: RunConfig, processes: Processes, *, local_first: bool, stop: Stop | None = None,
+    together: Callable[[], None] | None = None,
+) -> Images:  # fmt: skip
+    """Prepare and open both splits: one rank a node first, so that the others find what it has cached.
+
+    A rank that `stop` tells to stop does not wait until a large data set is looked through. `together` is called by all
+    ranks after each turn; unset: they wait for each other. Raises what it raises, Stopped if it raises nothing.
+    """
     images: Images | None = None
     for turn in (True, False):
         if local_first is turn:
-            images = _open(config, trust_cache=not turn)
-        processes.barrier()
-    assert images is not None
+            images = _unless_stopped(partial(_open, config, trust_cache=not turn), stop or NeverStop())
+        (together or processes.barrier)()
+    if images is None:
+        raise Stopped((stop or NeverStop()).reason() or "")
     return images
+
+
+def _unless_stopped(work: Callable[[], Images], stop: Stop) -> Images | None:
+    """Work in another thread, which is left to itself when it is time to stop; None then."""
+    done: Future[Images] = Future()
+
+    def carry_out() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - handed on
+            done.set_exception(error)
+
+    Thread(target=carry_out, name="open images", daemon=True).start()
+    while stop.reason() is None:
+        wait([done], timeout=0.2)
+        if done.done():
+            return done.result()
+    return None
 
 
 def _open(config: RunConfig, *, trust_cache: bool) -> Images:
@@ -99,13 +130,16 @@ def build_model(config: RunConfig, classes: ClassInfo, device: torch.device) -> 
     return network.to(device=device, memory_format=layout), method  # type: ignore[call-overload]  # torch's stub has no memory_format beside device
 
 
-def build_parts(config: RunConfig, images: Images, processes: Processes) -> Parts:
-    """Build everything that the training loop drives, on every rank. ValueError for a batch that they cannot cut."""
+def build_parts(config: RunConfig, images: Images, processes: Processes, *, poisonable: bool = False) -> Parts:
+    """Build everything that the training loop drives, on every rank. ValueError for a batch that they cannot cut.
+
+    `poisonable`: losses may be poisoned on purpose, see faults.py.
+    """
     refuse_unfit_batch(config.model, config.optim, processes.world_size)
     network, method = build_model(config, images.classes, processes.device)
     precision = pick_precision(config.compute, processes.device)
     resident = isinstance(images.train, PixelArray)
-    step = TrainStep(network, method, config, precision, processes, resident=resident)
+    step = TrainStep(network, method, config, precision, processes, resident=resident, poisonable=poisonable)
     loaders = {
         stream.name: train_loader(
             images.train,
@@ -157,10 +191,13 @@ def step_draws(method: Method, seed: int, stream: str, batch: Batch, device: tor
     return {p: (t.pin_memory() if on_gpu else t).to(device, non_blocking=True) for p, t in tensors.items()}
 
 
-def rehearse(config: RunConfig, parts: Parts, processes: Processes) -> None:
-    """Warm the step up, compile and capture it, on batches that say nothing; nothing is learnt."""
+def rehearse(config: RunConfig, parts: Parts, processes: Processes, between: Callable[[], None] = lambda: None) -> None:
+    """Warm the step up, compile and capture it, on batches that say nothing; nothing is learnt.
+
+    `between` is called after each part of it, on all ranks.
+    """
     blank = {name: loader.blank() for name, loader in parts.loaders.items()}
     draws = {
         name: step_draws(parts.method, config.seed, name, batch, processes.device) for name, batch in blank.items()
     }
-    parts.step.rehearse(blank, draws)
+    parts.step.rehearse(blank, draws, between)

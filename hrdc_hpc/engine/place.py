@@ -21,6 +21,14 @@ class Place:
     """What the scheduler says of the job (job_id, restart_count, nodes ...), for the record."""
 
 
+class Stopped(Exception):
+    """All ranks leave before anything was restored or trained: there is nothing to save."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class Stop(Protocol):
     """Whether the run should end early. Cheap to ask; never blocks."""
 

@@ -46,6 +46,13 @@ class Profiler:
         if self._trace is not None and done >= self._window[1]:
             self.close()
 
+    def drop(self) -> None:
+        """Write nothing of a trace under way: that may take longer than a job that is told to stop has."""
+        trace, self._trace = self._trace, None
+        if trace is not None:
+            log.warning("the trace from step %d on is not written: the run is told to stop", self._first)
+            trace.stop()
+
     def close(self) -> None:
         """End a trace under way and write what there is. Failing is told, and stops no training."""
         if self._trace is None:

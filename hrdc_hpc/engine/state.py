@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +20,12 @@ from hrdc_hpc.models.network import Network
 log = logging.getLogger(__name__)
 
 
-def capture(train_step: TrainStep, step: int, processes: Processes) -> dict[str, Any] | None:
+def capture(
+    train_step: TrainStep, step: int, processes: Processes, windows: Sequence[Sequence[int]] = ()
+) -> dict[str, Any] | None:  # fmt: skip
     """Gather the state after `step` steps; called by all ranks, returned on rank 0. Tensors are the run's own.
+
+    `windows`: steps that stay skipped, see nonfinite.py.
 
     `network` and `ema` hold the weights, `buffers` and `ema_buffers` the batch-norm statistics: the mean over the
     ranks, for evaluation, and every rank's own, so that a resume on as many ranks is exact at any step. The loader's
@@ -37,6 +42,7 @@ def capture(train_step: TrainStep, step: int, processes: Processes) -> dict[str,
         "momentum": train_step.momenta(),
         "nonfinite": train_step.nonfinite,
         "nonfinite_in_a_row": train_step.nonfinite_in_a_row,
+        "nonfinite_windows": [list(window) for window in windows],
     }
     if train_step.scaler:
         state["scaler"] = train_step.scaler.state_dict()
@@ -44,6 +50,13 @@ def capture(train_step: TrainStep, step: int, processes: Processes) -> dict[str,
         state["ema"] = train_step.ema.state()
         state["ema_buffers"] = ema_buffers
     return state
+
+
+def state_bytes(train_step: TrainStep) -> int:
+    """About how many bytes a checkpoint's tensors take."""
+    weights = list(train_step.network.parameters())
+    tensors = [*weights, *train_step.momenta().values(), *(weights if train_step.ema else [])]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _statistics(flat: torch.Tensor, processes: Processes) -> dict[str, torch.Tensor] | None:
@@ -74,6 +87,19 @@ def restore(state: dict[str, Any], train_step: TrainStep, processes: Processes) 
         train_step.ema.restore(weights, own(state.get("ema_buffers") or state["buffers"]))
     step: int = state["step"]
     return step
+
+
+@torch.no_grad()
+def reset(train_step: TrainStep, initial: Network, scaler: torch.amp.GradScaler | None) -> None:
+    """Go back to before the first step, in place; `initial` and `scaler` are as they were made then."""
+    train_step.network.load_state_dict(initial.state_dict())
+    _restore_momenta(train_step, {})
+    train_step.nonfinite.zero_()
+    train_step.nonfinite_in_a_row.zero_()
+    if train_step.scaler and scaler:
+        train_step.scaler.load_state_dict(scaler.state_dict())
+    if train_step.ema:
+        train_step.ema.restore(dict(train_step.network.named_parameters()), train_step.buffers.flat)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ Axis legend: B images of a micro-batch, G of the global batch, C classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
@@ -36,6 +36,8 @@ from hrdc_hpc.models.network import Network
 log = logging.getLogger(__name__)
 
 LR, EMA_WEIGHT = "lr", "ema_weight"
+POISON = "poison"
+"""What the loss is multiplied by, in runs with faults injected on purpose only."""
 
 _NEW_NAME = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
 _OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
@@ -47,9 +49,9 @@ class TrainStep:
 
     def __init__(
         self, network: Network, method: Method, config: RunConfig, precision: Precision, processes: Processes, *,
-        resident: bool = False,
+        resident: bool = False, poisonable: bool = False,
     ) -> None:  # fmt: skip
-        """Build on every rank. `resident`: the data set lies in the device's memory."""
+        """Build on every rank. `resident`: the data set lies in the device's memory; `poisonable`: see faults.py."""
         device, compute = processes.device, config.compute
         self.network = network
         self.buffers = FlatBuffers(network)
@@ -67,7 +69,8 @@ class TrainStep:
         self._accumulation = config.optim.accumulation
         self._clip_norm = config.optim.clip_norm
         self._streams = [stream.name for stream in method.streams]
-        self._scalar_names = [LR, EMA_WEIGHT, *method.scalars(0, config.optim.epochs)]
+        self._poisonable = poisonable
+        self._scalar_names = [LR, EMA_WEIGHT, *[POISON] * poisonable, *method.scalars(0, config.optim.epochs)]
         self._scalars = torch.zeros(len(self._scalar_names), device=device)
         self._scalar_views = {name: self._scalars[i] for i, name in enumerate(self._scalar_names)}
         self.optimizer = make_optimizer(network, config.optim, self._scalar_views[LR])
@@ -75,6 +78,8 @@ class TrainStep:
         """Steps skipped because their gradients were not finite."""
         self.nonfinite_in_a_row = torch.zeros((), device=device)
         """How many of the last steps were skipped without one between them that was not."""
+        self.taint = torch.zeros(2, device=device)
+        """Of this rank alone, until it is zeroed: steps with a loss that was not finite; nan if a gradient was not."""
         self.grad_norm = torch.zeros((), device=device)
         """Of the last step's gradient over all parameters, before it was clipped."""
         self.loss = torch.zeros((), device=device)
@@ -88,7 +93,7 @@ class TrainStep:
 
     def _over_ranks(self, number_format: str) -> DistributedDataParallel:
         ddp = DistributedDataParallel(self._loss, gradient_as_bucket_view=True, **_OWN_BUFFERS)
-        ddp.register_comm_hook(None, adding_up(number_format, self.clock))
+        ddp.register_comm_hook(None, adding_up(number_format, self.clock, self.taint[1]))
         return ddp
 
     @property
@@ -102,19 +107,25 @@ class TrainStep:
 
     # starting
 
-    def rehearse(self, batches: Mapping[str, Batch], draws: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def rehearse(
+        self, batches: Mapping[str, Batch], draws: Mapping[str, Mapping[str, Tensor]],
+        between: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         """Run forward and backward twice and forget them; compile and capture where that is wanted.
 
         DDP lays its buckets out anew after the first backward. Another layout sums in another order, so the steps after
         a resume would differ in the last bit from those of an undisturbed run. Done at every start, before weights are
         restored, every real step runs on the final layout. It also warms up kernels and allocators.
+        `between` is called after each part, on all ranks; what it raises comes through.
         """
         inputs = self._inputs(batches, draws)
         with self._everything_kept():
             if self._capture:  # on a stream of its own: nothing of the graph may have run on another one before
                 self._try_to_capture(inputs)
+                between()
             for _ in range(0 if self._graph else 2):
                 self._forward_backward(inputs)
+                between()
         self._clear_gradients()
 
     def _try_to_capture(self, inputs: Mapping[str, MicroBatch]) -> None:
@@ -135,7 +146,7 @@ class TrainStep:
         """Put back, in place, all that a step changes."""
         integers = [buffer for buffer in self.network.buffers() if not buffer.is_floating_point()]
         changing = [*self.network.parameters(), self.buffers.flat, *integers, *self.momenta().values()]
-        changing += [self.nonfinite, self.nonfinite_in_a_row]
+        changing += [self.nonfinite, self.nonfinite_in_a_row, self.taint]
         if self.ema:
             changing += [*self.ema.weights, self.ema.flat]
         before = [tensor.detach().clone() for tensor in changing]
@@ -196,10 +207,13 @@ class TrainStep:
             last = i == self._accumulation - 1
             with nullcontext() if last or not self._ddp else self._ddp.no_sync():
                 loss, some = module(dict(zip(self._streams, micro, strict=True)), self._scalar_views)
+                if self._poisonable:
+                    loss = loss * self._scalar_views[POISON]
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
             total = total + loss.detach()
             parts = {name: parts.get(name, 0) + value.detach() for name, value in some.items()}
         self.loss, self.parts = total, parts
+        self.taint[0] += ~torch.isfinite(total)
 
     @torch.no_grad()
     def _update(self, buffers_before: Tensor) -> None:

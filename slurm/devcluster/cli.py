@@ -118,7 +118,9 @@ def _install(args: argparse.Namespace) -> int:
         return 0
     _say(f"missing: {', '.join(lacking)}; asking apt-get for them")
     installed = packages.install(lacking)
-    _say(f"installed {', '.join(installed)}; none of their services was started")
+    _say(f"installed {', '.join(installed)}; started none of their services")
+    if packages.SYSTEMD.is_dir():
+        _say(f"the next boot would start them; if it should not: systemctl disable {' '.join(packages.SERVICES)}")
     return 0
 
 

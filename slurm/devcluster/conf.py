@@ -101,7 +101,7 @@ AccountingStorageEnforce=associations,limits,qos
 
 
 def gres_conf(settings: Settings, folder: Folder) -> str:
-    """The text of gres.conf: the same device files on all nodes; SLURM counts them for each node by itself."""
+    """The text of gres.conf: the same names on all nodes; SLURM counts them for each node by itself."""
     last = settings.gpus - 1
     numbers = f"[0-{last}]" if last else "0"
     return f"AutoDetect=off\nNodeName={','.join(settings.node_names)} Name=gpu File={folder.gpus}/nvidia{numbers}\n"

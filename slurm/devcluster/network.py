@@ -23,6 +23,7 @@ from devcluster.commands import ClusterError, call, find
 PROGRAMS = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
 """What the hosts form needs beside SLURM, and the packages that have it."""
 SWITCH = "switch"
+MACHINES_HOSTS = Path("/etc/hosts")
 _BURST = "128kb"
 _LATENCY = "200ms"
 _REMOVED_S = 10
@@ -93,7 +94,7 @@ def lives(pid: int) -> bool:
 def hosts_file(subnet: Subnet, nodes: Sequence[str], machine: str) -> str:
     """Text of /etc/hosts for the nodes and the controller: the cluster's names, and this machine's other lines."""
     names = [(subnet.machine, machine), *((subnet.node(number), node) for number, node in enumerate(nodes, 1))]
-    own = Path("/etc/hosts").read_text().splitlines() if Path("/etc/hosts").exists() else []
+    own = MACHINES_HOSTS.read_text().splitlines() if MACHINES_HOSTS.exists() else []
     taken = {name for _, name in names}
     lines = [f"{address} {name}" for address, name in names]
     lines += [line for line in own if taken.isdisjoint(line.split())]

@@ -13,6 +13,10 @@ from devcluster import accounting, network
 from devcluster.commands import ClusterError, find
 
 _ALWAYS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sinfo": "slurm-wlm"}
+SERVICES = ("munge", "slurmctld", "slurmd", "slurmdbd", "mariadb")
+"""What the packages enable; a cluster of ours needs none of them."""
+SYSTEMD = Path("/run/systemd/system")
+"""There where systemd runs this machine."""
 POLICY = Path("/usr/sbin/policy-rc.d")
 """Debian's invoke-rc.d asks this program before it starts a service; 101 says no."""
 
@@ -34,7 +38,7 @@ def install(lacking: dict[str, str]) -> list[str]:
         raise ValueError(f"install: no apt-get on this machine; install what has {', '.join(lacking)} by its own means")
     if os.geteuid() != 0:
         raise ValueError(f"install: needs root; type: sudo sh -c '{typed}'")
-    with _no_services():
+    with _no_services():  # Debian starts what it installs
         for arguments in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
             _apt(arguments)
     if still := [program for program in lacking if find(program) is None]:

@@ -60,7 +60,7 @@ def down(folder: Folder) -> None:
     supervisor = recorded.get(SUPERVISOR)
     if supervisor is not None and processes.is_running(*supervisor):
         processes.send([supervisor[0]], signal.SIGTERM)
-        processes.wait_until(lambda: not processes.is_running(*supervisor), 3 * END_TIMEOUT_S)
+        processes.wait_until(lambda: not processes.is_running(*supervisor), 5 * END_TIMEOUT_S)
     # a supervisor that was killed takes its daemons along (end_with_parent), but their jobs stay
     left = {pid for pid, started in recorded.values() if processes.is_running(pid, started)} | set(_steps(folder))
     left |= {below for pid in left for below in processes.descendants(pid)}

@@ -62,7 +62,7 @@ class Folder:
 
     @property
     def gpus(self) -> Path:
-        """Folder of the device files that stand for GPUs, the same ones for every node."""
+        """Folder of the names that stand for GPUs, the same ones for every node."""
         return self.path / "gpus"
 
     @property

@@ -13,7 +13,6 @@ import secrets
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -27,7 +26,6 @@ from devcluster.settings import LOOPBACK, Folder, Settings, free_ports
 
 READY_TIMEOUT_S = 60
 _PAUSE_S = 0.5
-_NULL_DEVICE = os.makedev(1, 3)  # what /dev/null is
 
 
 def supervise(folder: Folder, settings: Settings, owner: int | None) -> None:
@@ -162,6 +160,8 @@ class Cluster:
         if name == "slurmctld":
             # a node's state is unknown to it until the node has registered
             self._await(name, lambda: heard <= self._heard(), READY_TIMEOUT_S / 2)
+        elif name == "slurmdbd":
+            self._await(name, lambda: ask(self._folder, "sacctmgr", "--noheader", "show", "cluster") != "", 30)
         elif name.startswith("slurmd-"):
             node = name.removeprefix("slurmd-")
             self._await(name, lambda: self._registered_s(node) >= started_s, READY_TIMEOUT_S / 2)
@@ -262,14 +262,10 @@ class Cluster:
 
 
 def _make_gpus(folder: Folder, count: int) -> None:
-    """Files that SLURM takes for GPUs: devices, or ordinary files where only root could make devices."""
+    """Names that SLURM takes for GPUs: it wants device files that end in a number, and follows links to them."""
     folder.gpus.mkdir()
     for number in range(count):
-        path = folder.gpus / f"nvidia{number}"
-        try:
-            os.mknod(path, stat.S_IFCHR | 0o666, _NULL_DEVICE)
-        except PermissionError:
-            path.touch()
+        (folder.gpus / f"nvidia{number}").symlink_to("/dev/null")
 
 
 def _hostname() -> str:

@@ -122,7 +122,7 @@ def test_where_the_compiler_does_not_work(
         RuntimeError, match=r"compute\.compile: torch\.compile does not work on 1 of 1 ranks; on this one: OSError: cc:"
     ):
         pick_compile(config_of("compute.compile=true").compute, single)
-    on_gpu = Processes(0, 1, torch.device("cuda"), 1, single.control)
+    on_gpu = Processes(0, 1, torch.device("cuda"), 1, single.control, single.store)
     monkeypatch.setattr(compiling, "_trouble", lambda _: "OSError: cc: command not found")
     with caplog.at_level(logging.WARNING):
         assert not pick_compile(config_of().compute, on_gpu)
@@ -134,8 +134,8 @@ def test_where_the_compiler_does_not_work(
 
 def test_who_captures_a_graph(single: Processes) -> None:
     unset, on, off = (config_of(*o).compute for o in ([], ["compute.cuda_graph=true"], ["compute.cuda_graph=false"]))
-    gpu = Processes(0, 1, torch.device("cuda"), 1, single.control)
-    gpus = Processes(0, 4, torch.device("cuda"), 1, single.control)
+    gpu = Processes(0, 1, torch.device("cuda"), 1, single.control, single.store)
+    gpus = Processes(0, 4, torch.device("cuda"), 1, single.control, single.store)
     assert [pick_graph(unset, gpu, resident=resident) for resident in (True, False)] == [True, False]
     assert [pick_graph(compute, gpu, resident=False) for compute in (on, off)] == [True, False]
     assert not pick_graph(on, single, resident=True)

@@ -19,18 +19,16 @@ from hrdc_hpc.config.schema import Compute
 from hrdc_hpc.engine.clock import Mark, StepClock
 from hrdc_hpc.engine.flops import flops_per_image
 from hrdc_hpc.engine.graph import StaticInputs
-from hrdc_hpc.engine.journal import Meter, SilentJournal
-from hrdc_hpc.engine.place import NeverStop
+from hrdc_hpc.engine.journal import Meter
 from hrdc_hpc.engine.precision import has_matrix_units, pick_precision
 from hrdc_hpc.engine.processes import Processes
 from hrdc_hpc.engine.profile import Profiler
 from hrdc_hpc.engine.state import capture, compare_execution, restore
-from hrdc_hpc.engine.trainer import Run
 from hrdc_hpc.engine.training_loss import whole
 from hrdc_hpc.record.folder import RunFolder
 
 from runs import differing
-from steps import alone, config_of, losses_of, parts_of, small_step
+from steps import alone, config_of, losses_of, parts_of, run_of, small_step
 
 ASKS = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "unique_dim", "_unique2"}
 """Operations whose result, or its shape, the host has to wait for."""
@@ -68,14 +66,14 @@ def test_no_host_sync_off_the_log_steps(settings: list[str], tmp_path: Path, sin
     config = config_of(*settings)
     parts = parts_of(config, single)
     folder = RunFolder.create(tmp_path / "run", config_text=to_yaml(config), manifest={})
-    never = Profiler(None, folder.profile, 0, single.device)
-    run = Run(folder, config, parts, single, SilentJournal(), None, NeverStop(), never)
-    run._start()
     asked = []
-    for step, batch in enumerate(parts.loaders["main"].batches(0, 10)):
-        with Questions() as questions:
-            run._train_step(step, {"main": batch})
-        asked.append(sum(questions.asked.values()))
+    with run_of(folder, config, parts, single) as run:
+        run._start()
+        for step, batch in enumerate(parts.loaders["main"].batches(0, 10)):
+            with Questions() as questions:
+                run._train_step(step, {"main": batch})
+                run._after_step(step + 1, {"main": batch}, counts=True)
+            asked.append(sum(questions.asked.values()))
     assert asked[:4] == asked[5:9] == [0] * 4, asked
     assert asked[4] > 0  # the log steps, which read the loss: the counter sees what there is to see
     assert asked[9] > 0
@@ -277,6 +275,11 @@ def test_a_trace_of_some_steps(tmp_path: Path, single: Processes) -> None:
     convolutions = [event for event in trace["traceEvents"] if event.get("name") == "aten::convolution"]
     assert len(convolutions) == 2
     assert "aten::convolution" in (tmp_path / "profile" / "attempt-3-steps-2-4.txt").read_text()
+    hurried = Profiler((2, 5), tmp_path / "none", 3, single.device)
+    hurried.before(2)
+    hurried.drop()  # told to stop: the disk is for the checkpoint
+    hurried.close()
+    assert not (tmp_path / "none").exists()
 
 
 def test_utilisation_is_the_share_of_the_peak(tmp_path: Path, single: Processes) -> None:
@@ -284,19 +287,16 @@ def test_utilisation_is_the_share_of_the_peak(tmp_path: Path, single: Processes)
     config = config_of("compute.peak_tflops=0.001")
     parts = parts_of(config, single)
     folder = RunFolder.create(tmp_path / "run", config_text=to_yaml(config), manifest={})
-    never = Profiler(None, folder.profile, 0, single.device)
-    run = Run(folder, config, parts, single, SilentJournal(), None, NeverStop(), never)
-    run._start()
-    run.meter.restart()
-    for step, batch in enumerate(parts.loaders["main"].batches(0, 3)):
-        run._train_step(step, {"main": batch})
-    reading = run.meter.read(3)
+    with run_of(folder, config, parts, single) as run:
+        run._start()
+        run.meter.restart()
+        for step, batch in enumerate(parts.loaders["main"].batches(0, 3)):
+            run._train_step(step, {"main": batch})
+        reading = run.meter.read(3)
     wanted = reading["images_per_s"] * flops_per_image(parts.step.network, 8) / 1e9
     assert reading["mfu"] == pytest.approx(wanted)
     assert {"compute", "communication", "optimizer", "data_wait"} <= set(reading)
     assert 0.2 < sum(reading[name] for name in ("compute", "communication", "optimizer", "data_wait")) <= 1
     assert reading["communication"] < 0.01  # one rank
-    unknown = config_of()
-    assert "mfu" not in Run(
-        folder, unknown, parts, single, SilentJournal(), None, NeverStop(), never
-    ).meter.read(3)  # fmt: skip
+    with run_of(folder, config_of(), parts, single) as unknown:
+        assert "mfu" not in unknown.meter.read(3)

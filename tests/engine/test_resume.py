@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hrdc_hpc.config.load import loads
 from hrdc_hpc.engine import checkpoint
+from hrdc_hpc.engine.resume import evaluation_there
 from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_metrics
@@ -180,3 +182,14 @@ def test_writer_whose_lease_was_taken_overwrites_nothing(tmp_path: Path, digits:
     late = after.keys() - before.keys()
     assert len(late) <= 1, "one save may have passed its last check when the lease was taken"
     assert {name: after[name] for name in before if name in after} == {n: before[n] for n in before if n in after}
+
+
+def test_evaluation_of_other_weights_is_not_taken_over(straight: Path, tmp_path: Path) -> None:
+    """After a resume on another number of ranks, weights differ where batch norm is per rank."""
+    folder = RunFolder(straight)
+    config = loads(folder.config.read_text(), "config.yaml")
+    ghost = loads(folder.config.read_text(), "config.yaml", ["model.batch_norm=ghost"])
+    assert evaluation_there(folder, config, 12, world_size=2, ema=True)
+    assert evaluation_there(folder, config, 12, world_size=3, ema=True) is None
+    assert evaluation_there(folder, ghost, 12, world_size=3, ema=True)
+    assert evaluation_there(folder, config, 13, world_size=2, ema=True) is None

@@ -12,9 +12,9 @@ import pytest
 
 from devcluster import network, packages
 
-from slurm_cluster import Slurm, cable, clean_environment, dev_cluster, interfaces, traces
+from slurm_cluster import GRACE_S, Slurm, cable, clean_environment, dev_cluster, interfaces, traces
 
-NODES, CPUS, GRACE_S, GPUS, NODE_TIMEOUT_S = 4, 4, 20, 2, 10
+NODES, CPUS, GPUS, NODE_TIMEOUT_S = 4, 4, 2, 10
 
 
 @contextmanager

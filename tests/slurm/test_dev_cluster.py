@@ -16,7 +16,7 @@ from devcluster.processes import start_time
 from devcluster.record import read_record
 from devcluster.settings import Folder
 
-from slurm_cluster import Slurm, dev_cluster, new_folder, traces
+from slurm_cluster import GRACE_S, Slurm, dev_cluster, new_folder, traces
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 
@@ -72,6 +72,20 @@ def test_an_urgent_job_preempts(slurm: Slurm, tmp_path: Path) -> None:
     urgent = slurm.submit("date +%s%N > urgent", tmp_path, "--partition=urgent", "--nodes=4", "--exclusive")
     assert slurm.wait_job(urgent, 60) == "COMPLETED"
     assert int((tmp_path / "told").read_text()) < int((tmp_path / "urgent").read_text())
+    assert slurm.wait_job(job, 60) == "COMPLETED"
+    assert slurm.show(job)["Restarts"] == "1"
+
+
+def test_the_grace_can_be_taken_away_while_it_runs(slurm: Slurm, tmp_path: Path) -> None:
+    """Without grace SLURM itself requeues a job that dies of SIGTERM; with grace it takes it for ended."""
+    job = slurm.submit("[ $SLURM_RESTART_COUNT ] && exit 0\nsrun sleep 100", tmp_path, "--nodes=4", "--exclusive")
+    slurm.wait_running(job)
+    slurm.run("scontrol", "update", "PartitionName=gpu", "GraceTime=0")
+    try:
+        urgent = slurm.submit("true", tmp_path, "--partition=urgent", "--nodes=4", "--exclusive")
+        assert slurm.wait_job(urgent, 60) == "COMPLETED"
+    finally:
+        slurm.run("scontrol", "update", "PartitionName=gpu", f"GraceTime={GRACE_S}")
     assert slurm.wait_job(job, 60) == "COMPLETED"
     assert slurm.show(job)["Restarts"] == "1"
 

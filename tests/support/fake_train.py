@@ -27,7 +27,7 @@ class Outcome:
     step: int
 
 
-def train(run: Path, place: Place, stop: Stop) -> Outcome:
+def train(run: Path, place: Place, stop: Stop, on_leave: object = None) -> Outcome:
     """Leave a trace of what this rank saw, then behave as told by run/../behave; of a sweep, by runs/behave[-name]."""
     seen = {
         "file": __file__, "marker": MARKER, "world_size": place.world_size, "job": place.job, "python_path": sys.path,

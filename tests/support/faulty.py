@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hrdc_hpc.engine.place import NeverStop, Place, Stop
 
@@ -43,3 +47,99 @@ class StopAtEvaluation(NeverStop):
 
         marks = (r for r in read_raw(RunFolder(self.run)) if r["kind"] == "phase" and r["event"] == "begin")
         return "SIGTERM" if any(r["name"] == "evaluate" and r["step"] >= self.step for r in marks) else None
+
+
+def train_on_nodes(run: Path, place: Place, stop: Stop) -> None:
+    """Train; every rank has a node of its own, n0, n1 ..., as far as the record goes."""
+    from hrdc_hpc.engine import trainer
+
+    trainer.train(run, replace(place, job={**place.job, "job_id": "7", "node": f"n{place.rank}"}), stop)
+
+
+def train_but_evaluation_is_slow(run: Path, place: Place, stop: Stop) -> None:
+    """Train; each batch of an evaluation takes rank 1 a second longer."""
+    from hrdc_hpc.engine import trainer
+    from hrdc_hpc.engine.evaluation import Evaluator
+
+    outputs = Evaluator.outputs
+
+    def slow(self: Evaluator, batch: object) -> object:
+        if place.rank == 1:
+            time.sleep(1)
+        return outputs(self, batch)  # type: ignore[arg-type]
+
+    Evaluator.outputs = slow  # type: ignore[method-assign, assignment]
+    trainer.train(run, place, stop)
+
+
+def train_but_rank_1_fails_at_start(run: Path, place: Place, stop: Stop) -> None:
+    """Train; rank 1 fails while rank 0 is busy with something long, as a compiler is."""
+    from hrdc_hpc.engine import trainer
+
+    build = trainer.build_parts
+
+    def fail(*arguments: Any, **more: Any) -> Any:
+        if place.rank == 1:
+            raise OSError("rank 1 has no compiler")
+        time.sleep(60)
+        return build(*arguments, **more)
+
+    trainer.build_parts = fail
+    trainer.train(run, place, stop)
+
+
+class EndsAt(NeverStop):
+    """A job that the scheduler ends at the time in a file, once the file is there."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def end_time(self) -> float | None:
+        return float(self.file.read_text()) if self.file.exists() else None
+
+
+class SaveFile(NeverStop):
+    """Told to save, once, when a file is there."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def save_asked(self) -> bool:
+        asked = self.file.exists()
+        self.file.unlink(missing_ok=True)
+        return asked
+
+
+def train_but_opening_takes_long(run: Path, place: Place, stop: Stop) -> None:
+    """Train; to look through the data set takes the node's first rank a minute."""
+    from hrdc_hpc.engine import parts, trainer
+
+    open_split = parts.open_split
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        if place.local_rank == 0:
+            time.sleep(60)
+        return open_split(*arguments, **more)
+
+    parts.open_split = slow
+    trainer.train(run, place, stop)
+
+
+def wait_in_vain(run: Path, place: Place, stop: Stop) -> None:
+    """Rank 0 meets rank 1, then waits for it in a collective, with little patience; rank 1 does something else."""
+    from hrdc_hpc.config.schema import Compute
+    from hrdc_hpc.engine.processes import open_processes
+    from hrdc_hpc.engine.watchdog import timed_out
+
+    with open_processes(place, Compute(device="cpu", threads=1)) as processes:
+        processes.barrier()
+        processes.set_timeout(1)
+        if place.rank == 1:
+            time.sleep(8)
+            os._exit(0)
+        began = time.monotonic()
+        try:
+            processes.barrier()
+        except RuntimeError as error:
+            print(f"gave up after {time.monotonic() - began:.0f} s: {timed_out(error)} ({error})", flush=True)
+            os._exit(0)

@@ -67,13 +67,16 @@ class Ranks:
 
     def __init__(
         self, run: Path, world_size: int, *, stop: Stop | None = None, target: Callable[..., Any] = train,
-        job: dict[str, str | int] | None = None, environ: dict[str, str] | None = None,
+        job: dict[str, str | int] | None = None, environ: dict[str, str] | None = None, missing: Sequence[int] = (),
     ) -> None:  # fmt: skip
+        """Start them, all but the missing ones."""
         self.run = run
         self.name = f"start-{os.getpid()}-{next(_numbers)}"
         (run / "logs").mkdir(exist_ok=True)
         self.processes = []
         for rank in range(world_size):
+            if rank in missing:
+                continue
             place = Place(
                 rank,
                 world_size,

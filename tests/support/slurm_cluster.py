@@ -16,6 +16,8 @@ from pathlib import Path
 
 DEV_CLUSTER = Path(__file__).resolve().parents[2] / "slurm" / "dev-cluster"
 
+GRACE_S = 20
+"""Of the session's clusters, from a preempted job's SIGTERM to its SIGKILL."""
 SETTLE_S = 5.0
 """Of the two minutes that SLURM gives a requeued job's processes to end, what tests leave."""
 ENDED = {

@@ -15,11 +15,21 @@ from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.data.classes import ClassInfo
 from hrdc_hpc.data.index import class_info
 from hrdc_hpc.data.pixels import PixelArray
+from hrdc_hpc.engine.agreement import Agreement
+from hrdc_hpc.engine.deadline import Deadline
+from hrdc_hpc.engine.faults import Faults
+from hrdc_hpc.engine.journal import SilentJournal
+from hrdc_hpc.engine.loop import Around, Run
 from hrdc_hpc.engine.parts import Images, Parts, build_parts
-from hrdc_hpc.engine.place import Place
+from hrdc_hpc.engine.peers import Peers
+from hrdc_hpc.engine.place import NeverStop, Place
 from hrdc_hpc.engine.precision import pick_precision
 from hrdc_hpc.engine.processes import Processes, open_processes
+from hrdc_hpc.engine.profile import Profiler
 from hrdc_hpc.engine.step import TrainStep
+from hrdc_hpc.engine.watchdog import Watchdog
+from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.health import NOWHERE
 
 SIDE, CLASSES = 8, 4
 
@@ -76,6 +86,21 @@ def alone(meeting: Path, config: RunConfig) -> Iterator[Processes]:
 
 def parts_of(config: RunConfig, processes: Processes, images: Images | None = None) -> Parts:
     return build_parts(config, images or images_of(config), processes)
+
+
+@contextmanager
+def run_of(folder: RunFolder, config: RunConfig, parts: Parts, processes: Processes) -> Iterator[Run]:
+    """A run of one rank that nobody tells to stop and nobody watches; it saves nothing."""
+    place = Place(0, 1, 0, 1, folder.path / "meet.json")
+    watchdog = Watchdog(config.guard, place, folder)
+    deadline = Deadline(lambda: None, watchdog.times)
+    peers = Peers(processes.store, 0, 1, 1.0)
+    agreement = Agreement(processes, NeverStop(), deadline)
+    profiler = Profiler(None, folder.profile, 0, processes.device)
+    journal, faults = SilentJournal(), Faults((), 0)
+    around = Around(place, None, journal, profiler, agreement, deadline, watchdog, peers, faults, [NOWHERE])
+    yield Run(folder, config, parts, processes, around)
+    agreement.close()
 
 
 def small_step(config: RunConfig, parts: Parts, processes: Processes, seed: int = 0) -> TrainStep:

@@ -1,0 +1,118 @@
+"""A rank that gets nowhere is not waited for, one that is only slow is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from hrdc_hpc.cluster.exit_codes import Exit
+from hrdc_hpc.engine import watchdog
+from hrdc_hpc.engine.peers import Sign, behind
+from hrdc_hpc.record import health
+from hrdc_hpc.record.attempts import read_attempts
+from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.metrics import read_metrics, read_raw
+
+from faulty import train_but_evaluation_is_slow, train_but_rank_1_fails_at_start, train_on_nodes, wait_in_vain
+from ranks import Ranks
+from runs import differing, final_state, make_run
+
+pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
+
+SHORT = ("guard.watchdog_min_s=2", "guard.watchdog_factor=2", "guard.watchdog_start_s=60")
+
+
+def wait_for_step(run: Path, ranks: Ranks, step: int) -> None:
+    while not any(r["kind"] == "train" and r["step"] >= step for r in read_metrics(RunFolder(run))):
+        assert ranks.alive(), ranks.logs()
+        time.sleep(0.02)
+
+
+def hung(run: Path) -> list[dict[str, str]]:
+    return [line for line in health.read(RunFolder(run)) if line["kind"] == "hung"]
+
+
+def test_exit_codes_are_the_table_s() -> None:
+    assert (watchdog.FAILED, watchdog.HUNG) == (Exit.FAILED, Exit.HUNG)
+
+
+def sign(beat: int, count: int) -> Sign:
+    return Sign(beat, count, "data", 3)
+
+
+def test_who_is_behind() -> None:
+    before = {0: sign(1, 9), 1: sign(5, 9), 2: sign(3, 9)}
+    assert behind(before, {0: sign(2, 9), 1: sign(5, 9), 2: sign(4, 9)}, 3).keys() == {1}, "no new sign of life"
+    assert behind(before, {0: sign(2, 9), 1: sign(6, 9)}, 3).keys() == {2}, "gone"
+    assert behind(before, {0: sign(2, 9), 1: sign(6, 8), 2: sign(4, 9)}, 3).keys() == {1}, "has begun less"
+    assert behind(before, {0: sign(2, 9), 1: sign(6, 9), 2: sign(4, 9)}, 3) == {}, "nobody can be named"
+
+
+def test_peers_of_a_stopped_rank_leave_and_name_it(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "stopped", "optim.epochs=40", *SHORT)
+    ranks = Ranks(run, 2, target=train_on_nodes)
+    wait_for_step(run, ranks, 5)
+    pid = ranks.processes[1].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    ranks.processes[0].join(40)
+    assert ranks.processes[0].exitcode == Exit.HUNG, ranks.logs()
+    ranks.kill([1])
+    (stacks,) = (run / "logs").glob("stacks-7-0-r0.txt")
+    assert "in _after_step" in stacks.read_text() or "in _train_step" in stacks.read_text()
+    (line,) = hung(run)
+    assert line["node"] == "n1"
+    assert "rank 1 on n1 did not arrive: no sign of life" in line["what"]
+    (end,) = [r for r in read_raw(RunFolder(run)) if r["kind"] == "end"]
+    assert "nothing was done for" in end["reason"]
+
+
+def test_collectives_give_up_after_the_time_set(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "alone")
+    ranks = Ranks(run, 2, target=wait_in_vain)
+    assert ranks.wait(30)[0] == 0
+    assert "gave up after 1 s: True" in ranks.logs()
+
+
+@pytest.mark.slow
+def test_hanging_rank_is_named_and_the_run_comes_back(tmp_path: Path, digits: Path) -> None:
+    straight = make_run(tmp_path, digits, "straight")
+    Ranks(straight, 2).finish()
+    run = make_run(tmp_path, digits, "hangs", *SHORT)
+    environ = {"HRDC_FAULTS": "hang@9:rank=1#once"}
+    codes = Ranks(run, 2, target=train_on_nodes, environ=environ).wait(40)
+    assert codes == [Exit.HUNG, Exit.HUNG], "also the one that finds the connection broken meanwhile"
+    (line,) = hung(run)
+    assert line["node"] == "n1"
+    assert "in 'data' after 9 steps" in line["what"]
+    assert {path.name for path in (run / "logs").glob("stacks-*")} == {"stacks-7-0-r0.txt", "stacks-7-0-r1.txt"}
+    assert "faults.py" in (run / "logs" / "stacks-7-0-r1.txt").read_text(), "where it stood"
+    Ranks(run, 2, target=train_on_nodes, environ=environ).finish()
+    assert differing(final_state(straight), final_state(run)) == []
+
+
+@pytest.mark.slow
+def test_slow_evaluation_and_slow_saves_are_spared(tmp_path: Path, digits: Path) -> None:
+    more = ("eval.batch_size=40", "checkpoint.asynchronous=false", "optim.epochs=1", "optim.warmup_epochs=0")
+    run = make_run(tmp_path, digits, "slow", *SHORT, *more)
+    ranks = Ranks(run, 2, target=train_but_evaluation_is_slow, environ={"HRDC_FAULTS": "slow_save@4"})
+    ranks.finish()
+    evaluations = [r["seconds"] for r in read_metrics(RunFolder(run)) if r["kind"] == "eval"]
+    assert min(evaluations) > 2, "longer than a step may take"
+    assert not hung(run)
+
+
+@pytest.mark.slow
+def test_failure_at_the_start_is_known_at_once(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "fails")
+    began = time.monotonic()
+    ranks = Ranks(run, 2, target=train_but_rank_1_fails_at_start)
+    assert 0 not in ranks.wait(40)
+    assert time.monotonic() - began < 30, "rank 0 would be busy for 60 s"
+    assert "rank 1 failed: OSError: rank 1 has no compiler" in ranks.logs()
+    Ranks(run, 2).finish()
+    assert "rank 1 failed: OSError" in read_attempts(RunFolder(run))[1]["previous_end"]
