@@ -51,7 +51,7 @@ def verdict(stories: Sequence[Story], caps: Requeue, *, on_gpus: bool = False) -
     """Judge after the last of a job's attempts.
 
     Args:
-        stories: the job's attempts, oldest first; the last one has ended.
+        stories: the job's attempts, oldest first; the last one has ended, and is not 'running'.
         caps: the run's cluster.requeue.
         on_gpus: whether each rank holds a GPU; names the unit of the hours.
     """

@@ -86,6 +86,8 @@ def after_stop(reasons: Iterable[str], run: Path, place: Place) -> End:
 def judge_after(run: Path, job_id: str, cause: Cause | None = None) -> Verdict:
     """Judge the attempts of this launch of a run; `cause`: of the last one, where its own records cannot know it."""
     stories = [story for story in history(run) if story.job_id in jobs_of_launch(run, job_id)]
+    if stories and cause is None and stories[-1].cause == "running":
+        cause = "killed"  # srun has ended; its lease has not expired yet
     if stories and cause is not None:
         stories[-1] = replace(stories[-1], cause=cause)
     return judge(run, stories)
@@ -101,7 +103,8 @@ def judge_start(run: Path, job_id: str) -> Verdict:
     if stories and stories[-1].job_id == job_id:
         if stories[-1].cause in NEVER:
             return Verdict(True, "requeued by a person")
-        if stories[-1].words == NO_FAREWELL:  # and now it starts again
+        if stories[-1].words == NO_FAREWELL or stories[-1].cause == "running":
+            # and now it starts again; on a node that is cut off it may still be at work
             stories[-1] = replace(stories[-1], cause="node lost")
     return judge(run, stories)
 

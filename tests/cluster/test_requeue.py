@@ -10,10 +10,12 @@ import pytest
 
 from hrdc_hpc.cluster import scheduler
 from hrdc_hpc.cluster.exit_codes import Exit, of_error
+from hrdc_hpc.cluster.history import history
 from hrdc_hpc.cluster.jobs import Job, note_job
-from hrdc_hpc.cluster.requeue import after_stop, cause_of_stop, judge_start
+from hrdc_hpc.cluster.requeue import after_stop, cause_of_stop, judge_after, judge_start
 from hrdc_hpc.engine.place import Place
-from hrdc_hpc.record.lease import LeaseHeld, LeaseLost
+from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record.lease import Lease, LeaseHeld, LeaseLost
 
 from attempts import add_attempt, empty_run
 
@@ -175,6 +177,19 @@ def test_what_slurm_starts_again_by_itself_is_capped_too(tmp_path: Path) -> None
     judged = judge_start(run, "7")
     assert not judged.comes_back
     assert "node lost: 2 times, and cluster.requeue.preemptions allows 1" in judged.why
+
+
+def test_a_ghost_that_still_holds_the_lease_was_lost(tmp_path: Path) -> None:
+    """A node that is cut off goes on working; its job starts elsewhere."""
+    run = empty_run(tmp_path)
+    add_attempt(run, saved=5)
+    lease = Lease.acquire(RunFolder(run), {"job_id": "7", "restart_count": 0, "cluster": "slurm"})
+    assert history(run)[-1].cause == "running"
+    judged = judge_start(run, "7")
+    assert judged.comes_back
+    assert "node lost" in judged.why
+    assert "killed" in judge_after(run, "7").why, "asked after srun has ended"
+    lease.release()
 
 
 def test_a_job_that_slurm_forgot_is_not_asked_for_again(scontrol: Callable[..., Path]) -> None:

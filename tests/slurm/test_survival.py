@@ -18,7 +18,7 @@ import pytest
 from hrdc_hpc.cluster.history import history
 from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.record.folder import RunFolder
-from hrdc_hpc.record.metrics import read_metrics
+from hrdc_hpc.record.metrics import read_metrics, read_raw
 
 from runs import differing, final_state, learnt
 from slurm_cluster import Slurm
@@ -89,6 +89,56 @@ def test_a_killed_rank_comes_back(lab: Lab, straight: Path) -> None:
     assert first.cause == "killed", first
     assert repeated_steps(run) <= EVERY_STEPS + 1
     assert "a rank was killed by SIGKILL" in first.words
+
+
+def test_a_hanging_rank_is_found_out(lab: Lab, straight: Path) -> None:
+    """Its peer's watchdog leaves, srun ends the rank that stands still, the batch script requeues."""
+    run, job = lab.start("hanging", "guard.watchdog_min_s=4", "guard.watchdog_factor=5")
+    (victim,) = pids(run, rank=1)
+    os.kill(victim, signal.SIGSTOP)
+    assert lab.slurm.wait_job(job, 300) == "COMPLETED", logs(run)
+    first, *_ = same_as_undisturbed(run, straight, job)
+    assert first.cause == "hung", first
+    assert repeated_steps(run) <= EVERY_STEPS + 1
+    stacks = list((run / "logs").glob("stacks-*"))
+    assert stacks
+    assert "Thread" in stacks[0].read_text()
+
+
+def test_time_limits_are_met_without_a_signal(lab: Lab, straight: Path) -> None:
+    """Twice: the run knows when its job ends, how long a step takes and how long a save."""
+    slow = ("cluster.environment.HRDC_FAULTS=slow@0.4", "--time", "1", "--signal-delay", "0")
+    run, job = lab.submit("limited", *slow)
+    assert lab.slurm.wait_job(job, 500) == "COMPLETED", logs(run)
+    stories = same_as_undisturbed(run, straight, job)
+    assert [story.cause for story in stories[:2]] == ["time limit"] * 2
+    assert repeated_steps(run) == 0
+    for story in stories:
+        assert story.ended - story.began < 60, "SLURM's limit"
+
+
+def test_a_node_that_fails_its_check_is_kept_away_from(lab: Lab, straight: Path) -> None:
+    run, job = lab.submit("unhealthy", "cluster.environment.HRDC_FAULTS=unhealthy@n1")
+    assert lab.slurm.wait_job(job, 300) == "COMPLETED", logs(run)
+    assert RunFolder(run).state() == "finished"
+    stories = history(run)
+    assert [story.cause for story in stories] == ["bad node", "finished"]
+    assert "n1" in lab.slurm.expand(stories[0].nodes)
+    assert "n1" not in lab.slurm.expand(stories[1].nodes)
+    assert lab.slurm.show(job)["ExcNodeList"] == "n1"
+    assert differing(final_state(straight), final_state(run)) == []
+
+
+@pytest.mark.parametrize(("fault", "outcome"), [("nan@25:rank=1#once", "transient"), ("nan@25:rank=1", "skipped")])
+def test_a_loss_that_is_not_a_number(lab: Lab, straight: Path, fault: str, outcome: str) -> None:
+    """Done again once: what does not come again leaves no trace in the weights, what does is left out and told."""
+    run, job = lab.submit(f"nan-{outcome}", f"cluster.environment.HRDC_FAULTS={fault}")
+    assert lab.slurm.wait_job(job, 300) == "COMPLETED", logs(run)
+    assert RunFolder(run).state() == "finished"
+    told = [record for record in read_raw(RunFolder(run)) if record["kind"] == "nonfinite"]
+    assert [record["outcome"] for record in told] == ["replaying", outcome], told
+    same = differing(final_state(straight), final_state(run)) == []
+    assert same == (outcome == "transient")
 
 
 def test_a_chain_needs_no_requeue(lab: Lab, straight: Path) -> None:

@@ -24,13 +24,17 @@ from slurm_runs import logs, repeated_steps, wait_for
 pytestmark = [pytest.mark.slurm, pytest.mark.dali, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOTS = [f"d{number}" for number in range(6)]
-STEPS = ("optim.epochs=8", "checkpoint.every_steps=10", "log.every_steps=1", "eval.every_epochs=4")
+STEPS = ("optim.epochs=24", "checkpoint.every_steps=10", "log.every_steps=1", "eval.every_epochs=12")
 NAMES = [f"root-{root}" for root in ROOTS]
 
 
 def launch(slurm: Slurm, place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return command(slurm, place, "launch", *arguments)
+
+
+def command(slurm: Slurm, place: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "hrdc_hpc.launch", *arguments], cwd=place, check=False, timeout=300,
+        [sys.executable, "-m", f"hrdc_hpc.{module}", *arguments], cwd=place, check=False, timeout=300,
         capture_output=True, text=True,
         env={**slurm.env, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONSAFEPATH": "1"},
     )  # fmt: skip
@@ -103,6 +107,11 @@ def undergo(slurm: Slurm, tmp_path: Path) -> None:
     assert f"{NAMES[5]}: rank 0 on" in everything
     assert "exit code 78" in everything
     assert [name for name in NAMES if RunFolder(sweep / name).state() == "finished"] == NAMES[:5], everything
+
+    told = json.loads(command(slurm, tmp_path, "status", str(sweep), "--json").stdout)["runs"]
+    found = {Path(one["run"]).name: (one["state"], one["attempts"], one["job_id"]) for one in told}
+    wanted = {name: ("finished", 1 + (index == 0), f"{array}_{index}") for index, name in enumerate(NAMES[:5])}
+    assert found == wanted | {NAMES[5]: ("failed", 1, f"{array}_5")}
 
     attempts = read_attempts(RunFolder(first))
     assert [(a["info"]["job_id"], a["info"]["restart_count"]) for a in attempts] == [

@@ -94,8 +94,8 @@ def pids(run: Path, rank: int | None = None) -> list[int]:
         except OSError:
             continue
         ours = str(run / "logs").encode() in words and b"submitit.core._submit" in words
-        parent_is_ours = b"SLURM_PROCID" in environ and ours
-        if parent_is_ours and (rank is None or environ[b"SLURM_PROCID"] == str(rank).encode()):
+        ours = ours and not words[0].endswith(b"srun") and b"SLURM_PROCID" in environ
+        if ours and (rank is None or environ[b"SLURM_PROCID"] == str(rank).encode()):
             found.append(int(entry.name))
     return found
 
