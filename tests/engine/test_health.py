@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -37,11 +36,10 @@ def test_failing_node_is_named_and_nothing_is_trained(tmp_path: Path, digits: Pa
 
 def test_check_is_quick_and_recorded(tmp_path: Path, digits: Path) -> None:
     run = make_run(tmp_path, digits, "well", "optim.epochs=1", "optim.warmup_epochs=0")
-    began = time.monotonic()
     Ranks(run, 2, target=train_on_nodes).finish()
     (record,) = [r for r in read_metrics(RunFolder(run)) if r["kind"] == "health"]
     assert record["nodes"] == ["n0", "n1"]
-    assert record["seconds"] < 1 < time.monotonic() - began
+    assert 0 < record["seconds"] < 1
 
 
 def test_faults_are_read_strictly() -> None:

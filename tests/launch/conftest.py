@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launching import CONFIG, SBATCH, SQUEUE, launch
+from launching import CONFIG, SBATCH, SCONTROL, SQUEUE, launch
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def slurm(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder of a make-believe SLURM that is on the PATH: what sbatch was given, what squeue is to say."""
     folder = place.parent / "slurm"
     folder.mkdir()
-    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE)):
+    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scontrol", SCONTROL)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")

@@ -24,6 +24,10 @@ echo "Submitted batch job $((4241 + calls))"
 SQUEUE = """#!/bin/bash
 cat "$FAKE/queue" 2>/dev/null || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }
 """
+SCONTROL = """#!/bin/bash
+echo "slurm_load_ctl_conf error: Unable to contact slurm controller (connect failure)" >&2; exit 1
+"""
+"""A real one may be on the PATH behind it, and would look for its controller for long."""
 SUMMARY = {
     "step": 8, "epoch": 2, "primary": "fused", "accuracy_ema": None,
     "accuracy": {"fused": {"overall": 0.5, "many": 0.75, "medium": 0.5, "few": 0.25}},
