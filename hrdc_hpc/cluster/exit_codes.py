@@ -1,17 +1,21 @@
 """The exit codes of a training process and of `launch`, in one table. Torch-free.
 
-| code | meaning                                   | who acts on it                                           |
-|------|-------------------------------------------|----------------------------------------------------------|
-| 0    | done: the run folder holds the result     | nobody needs to                                          |
-| 1    | failed: the world (disk, network, a bug)  | a person; the same command resumes                       |
-| 70   | hung: no step for long, stacks are dumped | the batch script requeues, with a cap; a person          |
-| 71   | this node is bad (GPU gone, ECC error)    | a requeue elsewhere; the same command resumes            |
-| 75   | stopped early and saved: start me again   | rank 0 has asked SLURM to requeue; else the same command |
-| 78   | do not requeue: the same would come again | a person: config, data, another writer; or cancelled     |
-| 130  | `launch` was left with Ctrl-C             | nobody: jobs go on; a local one of --wait saves and ends |
+| code | meaning                                   | who acts on it                                                 |
+|------|-------------------------------------------|----------------------------------------------------------------|
+| 0    | done: the run folder holds the result     | nobody needs to; the batch script ends the rest of a chain     |
+| 1    | failed: the world (disk, network, a bug)  | the batch script requeues, with a cap                          |
+| 70   | hung: no step for long, stacks are dumped | the batch script requeues, with a cap                          |
+| 71   | this node is bad (GPU gone, ECC error)    | the batch script requeues, away from that node, with a cap     |
+| 75   | stopped early and saved: start me again   | rank 0 has asked SLURM to requeue, else the batch script does  |
+| 78   | do not requeue: the same would come again | a person: config, data, another writer, caps used up; or it    |
+|      |                                           | was cancelled, or stopped by the file `stop`                   |
+| 130  | `launch` was left with Ctrl-C             | nobody: jobs go on; a local one of --wait saves and ends       |
 
-SLURM itself acts on none of them but 0: the job's state is COMPLETED or FAILED. 70, 71, 75 and 78 are EX_SOFTWARE,
-EX_OSERR, EX_TEMPFAIL and EX_CONFIG of sysexits.h.
+The batch script goes by what the run folder tells (teardown.py; the caps: policy.py), rank 0 looks at the caps again
+at each start, which SLURM may have made by itself. The batch script ends with srun's code, which is 137 where a rank
+was killed: requeued like 1. Where a job may not be requeued, the next link of a chain goes on, and outside SLURM
+whoever gives the same command again. SLURM itself acts on none of them but 0: the job's state is COMPLETED or FAILED.
+70, 71, 75 and 78 are EX_SOFTWARE, EX_OSERR, EX_TEMPFAIL and EX_CONFIG of sysexits.h.
 """
 
 from __future__ import annotations

@@ -85,6 +85,37 @@ def history(run: Path) -> list[Story]:
     return stories
 
 
+def starts(run: Path, jobs: Sequence[str]) -> list[Story]:
+    """All starts of these SLURM jobs of a run, in order; also those that ended before they began an attempt.
+
+    What fails before (an import, the lease, no rank at all) leaves a line in logs/ends.jsonl alone. Uncounted it would
+    come back for ever.
+
+    Args:
+        run: the run folder.
+        jobs: ids, in the order in which the jobs begin.
+    """
+    stories = [story for story in history(run) if story.job_id in jobs]
+    begun = {(story.job_id, story.restart_count) for story in stories}
+    still: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for end in _ends(run):
+        start = (str(end.get("job_id")), int(end.get("restart_count", 0)))
+        if start[0] in jobs and start not in begun:
+            still.setdefault(start, []).append(end)
+    for (job_id, restart), ends in still.items():
+        first = _telling(ends)
+        stories.append(stillborn(job_id, restart, _cause_of(first), str(first["reason"]), float(first["time"])))
+    return sorted(stories, key=lambda story: (jobs.index(story.job_id), story.restart_count))
+
+
+def stillborn(job_id: str, restart: int, cause: Cause, words: str, when: float = 0.0) -> Story:
+    """Return the story of a start that did not come to an attempt: it made no progress, and has no number."""
+    return Story(
+        attempt=-1, job_id=job_id, restart_count=restart, nodes="", world_size=1, began=when, ended=when, resumed_at=0,
+        last_step=0, saved_step=0, cause=cause, words=words,
+    )  # fmt: skip
+
+
 def _still_held(folder: RunFolder, story: Story) -> bool:
     holder = peek(folder)
     return holder is not None and str(holder.job.get("job_id", "")) in ("", story.job_id)

@@ -85,8 +85,9 @@ def _no_progress(stories: Sequence[Story], caps: Requeue) -> str | None:
     for number, field in ((len(own), "without_progress"), (len(vain), "without_progress_preempted")):
         allowed: int = getattr(caps, field)
         if number >= allowed and (field != "without_progress" or vain[0].cause not in CLUSTER_ENDED):
+            saved = vain[0].resumed_at or max(story.saved_step for story in stories)  # it may not have come so far
             return (
-                f"{number} attempts in a row made no progress (no checkpoint after step {vain[0].resumed_at}), and"
+                f"{number} attempts in a row made no progress (no checkpoint after step {saved}), and"
                 f" cluster.requeue.{field} is {allowed}"
             )
     return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hrdc_hpc.cluster import scheduler
 from hrdc_hpc.cluster.exit_codes import Exit
-from hrdc_hpc.cluster.history import Cause, Story, history
+from hrdc_hpc.cluster.history import Cause, Story, starts, stillborn
 from hrdc_hpc.cluster.jobs import jobs_of_launch
 from hrdc_hpc.cluster.policy import NEVER, Verdict, verdict
 from hrdc_hpc.cluster.signals import STOPPED_BY_FILE
@@ -68,10 +68,11 @@ def after_stop(reasons: Iterable[str], run: Path, place: Place) -> End:
     job_id = str(place.job["job_id"])
     try:
         shown = _show(job_id, sure="SIGTERM" in reasons)
-        if int(shown.get("Restarts") or 0) > int(place.job.get("restart_count", 0)):
+        restart = int(place.job.get("restart_count", 0))
+        if has_requeued(shown, restart):
             return End(Exit.REQUEUE, "preempted", "SLURM has requeued it: preempted without a grace, or by scontrol")
         cause, words = cause_of_stop(reasons, shown)
-        judged = judge_after(run, job_id, cause)
+        judged = judge_after(run, job_id, restart, cause)
         if not judged.comes_back:
             log.info("job %s is not requeued: %s; saved, and the same launch command resumes", job_id, judged.why)
             return End(Exit.DO_NOT_REQUEUE, cause, f"{words}; not requeued: {judged.why}")
@@ -83,29 +84,40 @@ def after_stop(reasons: Iterable[str], run: Path, place: Place) -> End:
     return End(Exit.REQUEUE, cause, words)
 
 
-def judge_after(run: Path, job_id: str, cause: Cause | None = None) -> Verdict:
-    """Judge the attempts of this launch of a run; `cause`: of the last one, where its own records cannot know it."""
-    stories = [story for story in history(run) if story.job_id in jobs_of_launch(run, job_id)]
-    if stories and cause is None and stories[-1].cause == "running":
+def judge_after(run: Path, job_id: str, restart: int, cause: Cause | None = None) -> Verdict:
+    """Judge the starts of this launch of a run, once one has ended.
+
+    Args:
+        run: the run folder.
+        job_id: of the job or array element.
+        restart: its restart count.
+        cause: of this start's end, where its own records cannot know it.
+    """
+    stories = starts(run, jobs_of_launch(run, job_id))
+    if not any((story.job_id, story.restart_count) == (job_id, restart) for story in stories):
+        stories.append(stillborn(job_id, restart, cause or "failed", "ended before it began"))
+    if cause is None and stories[-1].cause == "running":
         cause = "killed"  # srun has ended; its lease has not expired yet
-    if stories and cause is not None:
+    if cause is not None:
         stories[-1] = replace(stories[-1], cause=cause)
     return judge(run, stories)
 
 
 def judge_start(run: Path, job_id: str) -> Verdict:
-    """Judge before an attempt begins, by those before it.
+    """Judge before an attempt begins, by the starts before it.
 
     A chain's next link does not go on where the one before would not have come back. Within one job a person may have
     requeued what would not: then only the caps count.
     """
-    stories = [story for story in history(run) if story.job_id in jobs_of_launch(run, job_id)]
+    stories = starts(run, jobs_of_launch(run, job_id))
     if stories and stories[-1].job_id == job_id:
         if stories[-1].cause in NEVER:
             return Verdict(True, "requeued by a person")
         if stories[-1].words == NO_FAREWELL or stories[-1].cause == "running":
             # and now it starts again; on a node that is cut off it may still be at work
             stories[-1] = replace(stories[-1], cause="node lost")
+    elif stories and stories[-1].cause == "running":
+        stories[-1] = replace(stories[-1], cause="killed")  # the link before has ended; its lease has not expired yet
     return judge(run, stories)
 
 
@@ -113,6 +125,11 @@ def judge(run: Path, stories: Sequence[Story]) -> Verdict:
     """Judge by the caps in the run's config."""
     cluster = loads(RunFolder(run).config.read_text(), str(RunFolder(run).config)).cluster
     return verdict(stories, cluster.requeue, on_gpus=cluster.gpus_per_node > 0)
+
+
+def has_requeued(shown: Mapping[str, str], restart: int) -> bool:
+    """Whether SLURM has put the job back into the queue since it started: it counts at once."""
+    return int(shown.get("Restarts") or 0) > restart
 
 
 def _outside_slurm(reasons: Sequence[str]) -> End:

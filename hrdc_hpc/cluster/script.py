@@ -64,9 +64,7 @@ def before(config: RunConfig, run: Path) -> list[str]:
         names = [*_variables(cluster), "PYTHONPATH", "PYTHONSAFEPATH"]
         lines.append("# or the image's own values would win")
         lines += [f'export APPTAINERENV_{name}="${name}"' for name in names]
-    # this shell outlives its ranks, which save, and they ask when the job ends
-    lines += [teardown.TRAP, teardown.END_TIME]
-    return lines
+    return [*lines, teardown.TRAP, teardown.END_TIME]
 
 
 def node_lines(cluster: Cluster) -> list[str]:

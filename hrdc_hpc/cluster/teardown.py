@@ -5,9 +5,10 @@ and this program says how:
 
     scontrol --oneliner show job ID | python -m hrdc_hpc.cluster.teardown RUN RC
 
-prints one line: `requeue [NODES TO KEEP AWAY FROM]`, `cancel JOBS` (the rest of a chain whose run is finished) or
-`stay`; why goes to standard error, which is the job's log. A graceful stop has requeued already; then SLURM's state
-says so, and the answer is `stay`.
+prints one line: `requeue [NODES TO KEEP AWAY FROM]`, `cancel JOBS` (the rest of a chain whose run is finished), `stay`
+or `again` (SLURM did not answer); why goes to standard error, which is the job's log. A graceful stop has requeued
+already; then SLURM's state says so, and the answer is `stay`. No answer at all (a file server in trouble) is asked for
+again, like `again`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.cluster.history import Cause, history
 from hrdc_hpc.cluster.jobs import chained_after, jobs_of_launch
 from hrdc_hpc.cluster.places import slurm_job_id
-from hrdc_hpc.cluster.requeue import NOT_PREEMPTED, cause_of_stop, judge_after
+from hrdc_hpc.cluster.requeue import NOT_PREEMPTED, cause_of_stop, has_requeued, judge_after
 from hrdc_hpc.config.load import loads
 from hrdc_hpc.record.files import json_lines
 from hrdc_hpc.record.folder import RunFolder
@@ -41,16 +42,26 @@ SCRIPT = r"""
 rc=$?
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-answer=$(scontrol --oneliner show job "$job" | @PYTHON@ -m hrdc_hpc.cluster.teardown @RUN@ "$rc")
-case $answer in
-  requeue*)
-    nodes=${answer#requeue}
-    scontrol requeue "$job" && [ -n "$nodes" ] && scontrol update JobId="$job" ExcNodeList="${nodes# }" ;;
-  cancel*) scancel ${answer#cancel} ;;
-esac
+for pause in 5 15 30 60 0; do  # SLURM's controller may be restarting
+  signalled=
+  trap signalled=1 TERM USR1 USR2  # preempted or cancelled meanwhile, and what was asked is dead: once more
+  answer=$(timeout 60 scontrol --oneliner show job "$job" | @PYTHON@ -m hrdc_hpc.cluster.teardown @RUN@ "$rc")
+  [ -n "$signalled" ] && continue
+  case $answer in
+    requeue*)
+      nodes=${answer#requeue}
+      trap '' TERM USR1 USR2  # SLURM sends them when it requeues, and the second line must still be said
+      scontrol requeue "$job" && { [ -z "$nodes" ] || scontrol update JobId="$job" ExcNodeList="${nodes# }"; break; } ;;
+    cancel*) scancel ${answer#cancel}; break ;;
+    stay*) break ;;
+  esac
+  [ "$rc" -eq 0 ] && break
+  sleep "$pause"
+done
 exit $rc
 """
-TRAP = "trap : TERM USR1 USR2"
+TRAP = "set +e; trap : TERM USR1 USR2"
+"""This shell outlives its ranks, which save; and the user's lines may have said set -e, which would end it."""
 _ID = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
 END_TIME = (
     "export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-"
@@ -82,10 +93,14 @@ def answer(run: Path, rc: int, shown: Mapping[str, str], job_id: str, restart: i
     if rc == Exit.DONE:
         rest = chained_after(run, job_id)[:-1]  # others may wait for the last link: it starts, and ends at once
         return " ".join(["cancel", *rest]) if rest else "stay", "the run is finished"
+    if not shown:
+        return "again", "SLURM does not answer: nobody knows whether the job is cancelled"
+    if has_requeued(shown, restart):
+        return "stay", "SLURM has requeued it already"
     if not _still_ours(shown):
         return "stay", f"SLURM says {shown.get('JobState', 'nothing')}"
     _note(run, rc, job_id, restart)
-    judged = judge_after(run, job_id, _cause_untold(run, rc, shown, job_id))
+    judged = judge_after(run, job_id, restart, _cause_untold(run, shown, job_id, restart))
     if not judged.comes_back:
         return "stay", f"does not come back: {judged.why}"
     if shown.get("Requeue") == "0":
@@ -99,16 +114,23 @@ def _still_ours(shown: Mapping[str, str]) -> bool:
     return shown.get("JobState") in ("RUNNING", "TIMEOUT") or shown.get("Reason") == "TimeLimit" or preempted
 
 
-def _cause_untold(run: Path, rc: int, shown: Mapping[str, str], job_id: str) -> Cause | None:
-    """The cause of a stop after which rank 0 could not ask SLURM (in a container); None where its records tell."""
-    last = next((story for story in reversed(history(run)) if story.job_id == job_id), None)
-    if rc != Exit.REQUEUE or last is None or last.cause != "stopped":
+def _cause_untold(run: Path, shown: Mapping[str, str], job_id: str, restart: int) -> Cause | None:
+    """The cause of a stop after which rank 0 could not ask SLURM (in a container); None where its records tell.
+
+    srun's exit code does not say: where a peer was slow to leave it is that of the peer, which srun has killed.
+    """
+    mine = [story for story in history(run) if (story.job_id, story.restart_count) == (job_id, restart)]
+    last = mine[-1] if mine else None
+    if last is None or last.cause != "stopped":
         return None
     return cause_of_stop([last.words.removeprefix("stopped by ").partition(";")[0]], shown)[0]
 
 
 def _note(run: Path, rc: int, job_id: str, restart: int) -> None:
-    """Write down that a rank was killed, if none of them could: their errors are only the echo."""
+    """Write down that a rank was killed, if none of them could: their errors are only the echo.
+
+    And how a start ended that wrote nothing: what is not written down cannot be counted.
+    """
     ends = [end for end in _lines(run / "logs" / "ends.jsonl") if str(end.get("job_id")) == job_id]
     mine = [end for end in ends if int(end.get("restart_count", 0)) == restart]
     first = min(mine, key=lambda end: float(end["time"]), default=None)
@@ -117,8 +139,12 @@ def _note(run: Path, rc: int, job_id: str, restart: int) -> None:
             run, job_id=job_id, rank=None, code=-9, restart_count=restart, cause="killed",
             reason="a rank was killed by SIGKILL (out of memory, or somebody's kill)",
         )  # fmt: skip
-    elif first is None and rc > Exit.FAILED:
+    elif first is None and (rc > Exit.FAILED or not _began(run, job_id, restart)):
         note_end(run, job_id=job_id, rank=None, code=rc, restart_count=restart, reason=f"srun ended with {rc}")
+
+
+def _began(run: Path, job_id: str, restart: int) -> bool:
+    return any((story.job_id, story.restart_count) == (job_id, restart) for story in history(run))
 
 
 def _keep_away_from(run: Path, jobs: Sequence[str], shown: Mapping[str, str]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hrdc_hpc.cluster import scheduler
+from hrdc_hpc.cluster.ends import note_end
 from hrdc_hpc.cluster.exit_codes import Exit, of_error
 from hrdc_hpc.cluster.history import history
 from hrdc_hpc.cluster.jobs import Job, note_job
@@ -188,8 +189,33 @@ def test_a_ghost_that_still_holds_the_lease_was_lost(tmp_path: Path) -> None:
     judged = judge_start(run, "7")
     assert judged.comes_back
     assert "node lost" in judged.why
-    assert "killed" in judge_after(run, "7").why, "asked after srun has ended"
+    assert "killed" in judge_after(run, "7", 0).why, "asked after srun has ended"
     lease.release()
+
+
+def test_a_link_waits_for_the_lease_of_the_one_before(tmp_path: Path) -> None:
+    """Killed at its time limit on another node: SLURM starts the next link before the lease has expired."""
+    run = empty_run(tmp_path)
+    for link in ("7", "8"):
+        note_job(run, Job("slurm", link), chain="7")
+    add_attempt(run, saved=5)
+    lease = Lease.acquire(RunFolder(run), {"job_id": "7", "restart_count": 0, "cluster": "slurm"})
+    judged = judge_start(run, "8")
+    assert judged.comes_back
+    assert "killed (1 of" in judged.why
+    lease.release()
+
+
+def test_starts_that_came_to_no_attempt_are_counted(tmp_path: Path) -> None:
+    """torch that cannot be imported, a peer that does not come: nothing of it is in attempts.jsonl."""
+    run = empty_run(tmp_path)
+    add_attempt(run, saved=5, farewell="SIGTERM", end=(75, "preempted", "preempted"))
+    for restart in (1, 2):
+        assert judge_start(run, "7").comes_back
+        note_end(run, job_id="7", rank=1, code=1, reason="ImportError: libnccl", restart_count=restart)
+    judged = judge_start(run, "7")
+    assert not judged.comes_back
+    assert "2 attempts in a row made no progress (no checkpoint after step 5)" in judged.why
 
 
 def test_a_job_that_slurm_forgot_is_not_asked_for_again(scontrol: Callable[..., Path]) -> None:
