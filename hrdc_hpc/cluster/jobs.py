@@ -79,6 +79,13 @@ def jobs_of_launch(run: Path, job_id: str) -> list[str]:
     return [entry["job_id"] for entry in taken if entry.get("chain") == chain] if chain else [job_id]
 
 
+def jobs_of_last_launch(run: Path) -> list[Job]:
+    """The newest job, of a chain all links, in order; empty if there was none."""
+    taken = all_jobs(run)
+    links = jobs_of_launch(run, taken[-1].job_id) if taken else []
+    return [job for job in taken[-len(links) :] if job.job_id in links]
+
+
 def chained_after(run: Path, job_id: str) -> list[str]:
     """Ids of a chain's links after this one."""
     links = jobs_of_launch(run, job_id)

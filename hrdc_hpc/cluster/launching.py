@@ -87,8 +87,14 @@ def _submit_chain(kind: Kind, config: RunConfig, run: Path, links: int, dependen
     if links == 1:
         return _submit(kind, dependencies.waiting(config, dependency), run)
     first = job = _submit(kind, dependencies.link(config, dependency), run, chain="")
-    for _ in range(links - 1):
-        job = _submit(kind, dependencies.link(config, f"afterany:{job.job_id}"), run, chain=first.job_id)
+    for taken in range(1, links):
+        try:
+            job = _submit(kind, dependencies.link(config, f"afterany:{job.job_id}"), run, chain=first.job_id)
+        except submission.SubmissionRefused as error:
+            raise submission.SubmissionRefused(
+                f"{error}\n{taken} of {links} jobs of the chain were taken before, and go on with the run:"
+                f" {how_to_go_on(run, job)}"
+            ) from error
     say(f"a chain of {links} jobs: each goes on where the one before ended; when the run is finished, so is the chain")
     return job
 

@@ -14,18 +14,19 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from hrdc_hpc.cluster import snapshot
-from hrdc_hpc.cluster.jobs import Job, JobState, cut_off, job_state, last_job
+from hrdc_hpc.cluster.jobs import Job, JobState, cut_off, job_state, jobs_of_last_launch, last_job
 from hrdc_hpc.cluster.scheduler import SchedulerError
 from hrdc_hpc.cluster.signals import STOP_FILE
 from hrdc_hpc.config.compare import Difference, differences
 from hrdc_hpc.config.load import loads, to_yaml
+from hrdc_hpc.config.older import concerned, to_yaml_like
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.record.files import TEMPORARY, naming, temporary_beside, write_text_durably
 from hrdc_hpc.record.folder import RunFolder
@@ -85,6 +86,7 @@ def look(config: RunConfig, run: Path, ask: Ask = job_state) -> Found:
     if state == "finished":
         return Found(folder, "finished")
     _refuse_if_at_work(folder, ask)
+    _for_its_code(folder, config, changed)
     return Found(folder, state, tuple(changed))
 
 
@@ -127,7 +129,13 @@ def prepare(found: Found, config: RunConfig, shared_code: Path | None = None) ->
         notes.append(f"{folder.path} {going}")
         notes += [f"  {change}" for change in found.changed]
         if found.changed:
-            _replace_config(folder, to_yaml(config))
+            text, unknown = _for_its_code(folder, config, found.changed)
+            notes += [
+                f"  {key}: the run's code, of its first launch, does not know it: it goes for this job, and config.yaml"
+                " does not get it"
+                for key in unknown
+            ]
+            _replace_config(folder, text)
     if not _has_code(folder):
         if shared_code is None:
             snapshot.take(folder.code)
@@ -136,6 +144,25 @@ def prepare(found: Found, config: RunConfig, shared_code: Path | None = None) ->
     elif not folder.code.is_symlink():
         notes += other_code(folder.code)
     return notes
+
+
+def _for_its_code(folder: RunFolder, config: RunConfig, changed: Sequence[Difference]) -> tuple[str, list[str]]:
+    """Return the config as text for the code that the run keeps, and changed keys that this does not know.
+
+    What is asked of the scheduler is the launcher's to carry out, whose code is the present one. Raises Refused if
+    anything else was changed that the run's code does not know: it would not start.
+    """
+    text, left_out = to_yaml_like(folder.config.read_text(), config) if _has_code(folder) else (to_yaml(config), [])
+    if left_out and not snapshot.changed_files(folder.code):  # renewed since
+        text, left_out = to_yaml(config), []
+    unknown = [change.key for change in changed if concerned(change.key, left_out)]
+    theirs = [key for key in unknown if not key.startswith("cluster.") or key.startswith("cluster.requeue")]
+    if theirs:
+        raise Refused(
+            f"{folder.path} keeps the code of its first launch, which does not know {', '.join(theirs)}: leave that out"
+            f" to go on with it, or remove {folder.code} to go on with the present code. Nothing was touched."
+        )
+    return text, unknown
 
 
 def other_code(code: Path) -> list[str]:
@@ -205,15 +232,13 @@ def _refuse_if_at_work(folder: RunFolder, ask: Ask) -> None:
     holder = peek(folder)
     if holder is not None:
         raise AtWork(folder.path, f" is running: {holder}")
-    job = last_job(folder.path)
-    if job is None:
-        return
-    try:
-        state = ask(folder.path, job)
-    except SchedulerError:  # the lease will keep two jobs apart
-        return
-    if state.phase != "gone":
-        raise AtWork(folder.path, f": job {job.job_id} of this run is {state.word}")
+    for job in reversed(jobs_of_last_launch(folder.path)):  # of a chain any may be left, whichever was cancelled
+        try:
+            state = ask(folder.path, job)
+        except SchedulerError:  # the lease will keep two jobs apart
+            return
+        if state.phase != "gone":
+            raise AtWork(folder.path, f": job {job.job_id} of this run is {state.word}")
 
 
 def follow_command(run: Path) -> str:

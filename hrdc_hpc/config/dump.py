@@ -35,17 +35,23 @@ _Dumper.add_representer(tuple, lambda dumper, items: dumper.represent_sequence("
 
 def to_yaml(config: RunConfig) -> str:
     """Write every field, defaults too; `loads(to_yaml(config)) == config` for a config that was loaded."""
-    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)
+    return write(plain(config))
 
 
-def _plain(value: Any) -> Any:
+def write(value: Any) -> str:
+    """Write plain values so that our reader reads the same."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)
+
+
+def plain(value: Any) -> Any:
+    """Return a config, or a part of one, as what YAML has: mappings, sequences, scalars."""
     if isinstance(value, Component):
-        options = {} if value.options is None else _plain(value.options)
+        options = {} if value.options is None else plain(value.options)
         return {"name": value.name, **options} if options else value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple):
-        return tuple(_plain(one) for one in value)
+        return tuple(plain(one) for one in value)
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: plain(one) for key, one in value.items()}
     return str(value) if isinstance(value, Path) else value

@@ -38,6 +38,27 @@ def test_a_chain_is_one_job_after_the_other(place: Path, slurm: Path, capsys: py
     assert "requeue" not in options(slurm, 1) | options(slurm, 3)
 
 
+def test_a_chain_that_is_cut_short_says_so(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A site that limits a user's jobs takes some links; one of them may be all that is left."""
+    text = (slurm / "sbatch").read_text()
+    (slurm / "sbatch").write_text(
+        text.replace("\ncp ", '\n[ $calls = 3 ] && { echo "job limit" >&2; exit 1; }\ncp ', 1)
+    )
+    assert launch("--chain", "4") == 1
+    said = capsys.readouterr().err
+    assert "job limit" in said
+    assert "2 of 4 jobs of the chain were taken before" in said
+    run = place / "runs" / "small"
+    assert jobs_of_launch(run, "4242") == ["4242", "4243"]
+    # the first still waits, the last is gone
+    squeue = (slurm / "squeue").read_text()
+    (slurm / "squeue").write_text(
+        squeue.replace("\n", "\n[[ $* = *4242* ]] && { echo 'PENDING|Resources'; exit; }\n", 1)
+    )
+    assert launch() == 78
+    assert "job 4242 of this run is PENDING" in capsys.readouterr().err
+
+
 def test_a_launch_without_a_chain_is_one_job(place: Path, slurm: Path) -> None:
     assert launch() == 0
     run = place / "runs" / "small"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -44,6 +45,48 @@ def test_a_half_finished_run_goes_on_with_operational_changes(
     assert "#SBATCH --nodes=2\n" in (slurm / "given.sbatch").read_text()
     assert launch("--nodes", "3") == 0
     assert "every_steps: 7" in (started / "config-2.yaml").read_text()
+
+
+@pytest.fixture
+def older(started: Path) -> Path:
+    """A started run whose code does not know some keys of today."""
+    config = started / "config.yaml"
+    new = re.compile(r"^  (profile|keep_last): .*\n|^  requeue:\n(    .*\n)*", re.MULTILINE)
+    text, removed = new.subn("", config.read_text())
+    assert removed == 3
+    config.write_text(text)
+    (started / "code" / "hrdc_hpc" / "launch.py").write_text("# older\n")
+    return started
+
+
+def test_a_changed_config_stays_one_that_the_older_code_knows(
+    older: Path, slurm: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--resume", "runs/small", "--time", "30"]) == 0
+    config = (older / "config.yaml").read_text()
+    assert config == (older / "config-1.yaml").read_text().replace("time_min: 60", "time_min: 30")
+    assert "does not know" not in capsys.readouterr().out
+    (place / "mine.yaml").write_text("partition: fast\n")
+    assert launch("--time", "30", "--profile", "mine.yaml") == 0
+    assert "cluster.profile: the run's code, of its first launch, does not know it" in capsys.readouterr().out
+    text = (older / "config.yaml").read_text()
+    assert text == config.replace("partition: null", "partition: fast")
+    assert "#SBATCH --partition=fast\n" in (slurm / "given.sbatch").read_text()
+
+
+def test_what_the_older_code_would_refuse_is_refused_at_once(
+    older: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(older)
+    for change in ("checkpoint.keep_last=7", "cluster.requeue.failures=3"):
+        assert launch(change) == 78
+        assert f"which does not know {change.partition('=')[0]}: leave that out" in capsys.readouterr().err
+    assert contents(older) == before
+    shutil.rmtree(older / "code")
+    assert launch("checkpoint.keep_last=7") == 0
+    text = (older / "config.yaml").read_text()
+    assert "keep_last: 7" in text
+    assert "profile: null" in text
 
 
 def test_a_run_that_saved_nothing_may_change_as_it_likes(
