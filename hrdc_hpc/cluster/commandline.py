@@ -141,7 +141,10 @@ def _parser() -> argparse.ArgumentParser:
         "--chain", type=_links, default=1, metavar="N",
         help="submit N jobs, each after the one before, for sites where jobs are not requeued",
     )  # fmt: skip
-    parser.add_argument("--after", metavar="RUN|JOB", help="start once that run, or job, has ended well")
+    parser.add_argument(
+        "--after", metavar="RUN|SWEEP|JOB",
+        help="start once that has ended well; of a sweep after a sweep of as many elements, each once its own has",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the job and the resolved config; write nothing")
     parser.add_argument("--prepare", action="store_true", help="make the run folder, submit nothing")
     parser.add_argument("--wait", action="store_true", help="follow the run to its end and print the result")

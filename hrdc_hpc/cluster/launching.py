@@ -31,7 +31,11 @@ def launch(args: argparse.Namespace, config: RunConfig, command: Sequence[str]) 
     run = config.out_dir / config.name
     submission.check(kind, config, run)
     if args.dry_run:
-        return _dry_run(kind, config, run)
+        dependency = dependencies.on(args.after)
+        submitted = (
+            dependencies.link(config, dependency) if args.chain > 1 else dependencies.waiting(config, dependency)
+        )
+        return _dry_run(kind, config, run, submitted)
     if kind == "slurm" and not args.prepare and shutil.which("sbatch") is None:
         raise ValueError(NO_SBATCH)
     for note in submission.notes(kind, config, ask=not args.prepare):
@@ -137,9 +141,12 @@ NO_SBATCH = (
 )
 
 
-def _dry_run(kind: Kind, config: RunConfig, run: Path) -> int:
-    """Print the job and the resolved config; what would stop a real launch goes to standard error. Writes nothing."""
-    say(submission.local_text(config, run) if kind == "local" else submission.sbatch_text(config, run))
+def _dry_run(kind: Kind, config: RunConfig, run: Path, submitted: RunConfig) -> int:
+    """Print the job and the resolved config; what would stop a real launch goes to standard error. Writes nothing.
+
+    `submitted`: the config with what this submission alone asks for; of a chain, its first link.
+    """
+    say(submission.local_text(config, run) if kind == "local" else submission.sbatch_text(submitted, run))
     say(f"# the run's config.yaml, in {run}\n{to_yaml(config)}")
     if kind == "slurm" and shutil.which("sbatch") is None:
         complain(f"launched here, this would stop: {NO_SBATCH}")

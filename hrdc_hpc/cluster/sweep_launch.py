@@ -61,7 +61,7 @@ def _launch(args: argparse.Namespace, asked: Sweep, members: Sequence[Member], c
     for note in _notes(args.cluster, todo, ask=not args.prepare):
         say(f"note: {note}")
     sweep_members.check_data(todo)
-    dependency = dependencies.on(args.after)
+    waits = _waits(args, asked)
     say(words.table(verdicts))
     if not todo:
         say("nothing is left to submit")
@@ -73,7 +73,7 @@ def _launch(args: argparse.Namespace, asked: Sweep, members: Sequence[Member], c
         if not args.prepare:
             say(words.cost(todo))
             words.confirm(todo, args.yes)
-        sweep_submit.submit(asked, todo, command, dependency, prepare_only=args.prepare)
+        sweep_submit.submit(asked, todo, command, waits, prepare_only=args.prepare)
     if args.wait:
         from hrdc_hpc.cluster import sweep_follow  # rich takes its time to import
 
@@ -105,16 +105,22 @@ def _at_once(args: argparse.Namespace, members: Sequence[Member]) -> int:
     return members[0].config.cluster.array_parallelism if given or args.array_parallelism else 1
 
 
+def _waits(args: argparse.Namespace, asked: Sweep) -> dependencies.Waits:
+    return dependencies.of_sweep(args.after, [element.name for element in asked.elements])
+
+
 def _dry_run(args: argparse.Namespace, asked: Sweep, verdicts: Sequence[Verdict]) -> int:
     """Print the arrays, the elements, and the config of the first and how the others differ. Writes nothing."""
     todo = [verdict.member for verdict in verdicts if verdict.act == "submit"]
     if todo and args.cluster == "local":
         say(submission.local_text(todo[0].config, todo[0].run))
     elif todo:
-        for number, (config, _, part) in enumerate(
+        waits = _waits(args, asked)
+        for number, (asks, group, part) in enumerate(
             sweep_submit.arrays(asked, todo), sweep_submit.next_number(asked.path)
         ):
             after = None if part.after is None else f"ARRAY_{part.after + 1}"
+            config = dependencies.waiting(asks, waits.of(member.element.name for member in group))
             say(array.sbatch_text(config, array.links_folder(asked.path, number), part, after))
         say(f"# {words.cost(todo)}")
     first = verdicts[0].member

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hrdc_hpc.cluster import array, dependencies, limits, runs, scheduler, snapshot, submission, sweep
 from hrdc_hpc.cluster.console import say
+from hrdc_hpc.cluster.dependencies import Waits
 from hrdc_hpc.cluster.jobs import Job, note_job, note_refusal, note_submitting
 from hrdc_hpc.cluster.signals import terminal_waits
 from hrdc_hpc.cluster.sweep import Sweep
@@ -69,7 +70,7 @@ def claimed(asked: Sweep) -> Iterator[tuple[Sweep, Lease]]:
 
 
 def submit(
-    asked: Sweep, members: Sequence[Member], command: Sequence[str], dependency: str | None, *, prepare_only: bool
+    asked: Sweep, members: Sequence[Member], command: Sequence[str], waits: Waits, *, prepare_only: bool
 ) -> None:
     """Claim the sweep and the elements, bring their folders up to date, submit.
 
@@ -77,7 +78,7 @@ def submit(
         asked: the sweep as it is to be.
         members: elements to submit.
         command: for the manifests.
-        dependency: sbatch's words for what must have ended before.
+        waits: what must have ended before.
         prepare_only: submit nothing.
     """
     manifest = functools.cache(lambda: collect(command))
@@ -93,7 +94,7 @@ def submit(
         if prepare_only:
             say(f"prepared {there.path}; submit it with: {runs.resubmit_command(there.path)}")
             return
-        _submit_arrays(there, _within_limit(there, todo), dependency)
+        _submit_arrays(there, _within_limit(there, todo), waits)
 
 
 def _within_limit(there: Sweep, members: list[Member]) -> list[Member]:
@@ -116,16 +117,15 @@ def _within_limit(there: Sweep, members: list[Member]) -> list[Member]:
     return members[:limit]
 
 
-def _submit_arrays(there: Sweep, members: Sequence[Member], dependency: str | None) -> None:
+def _submit_arrays(there: Sweep, members: Sequence[Member], waits: Waits) -> None:
     job_ids: list[str] = []
-    for config, group, part in arrays(there, members):
+    for asks, group, part in arrays(there, members):
         number = next_number(there.path)
         after = None if part.after is None else job_ids[part.after]
+        config = dependencies.waiting(asks, waits.of(member.element.name for member in group))
         with terminal_waits():  # jobs that were taken must be written down
             try:
-                jobs = _submit_one(
-                    dependencies.waiting(config, dependency), group, array.links_folder(there.path, number), part, after
-                )
+                jobs = _submit_one(config, group, array.links_folder(there.path, number), part, after)
             except submission.SubmissionRefused as error:
                 if not job_ids:
                     raise

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hrdc_hpc.cluster.jobs import jobs_of_launch, last_job
+from hrdc_hpc.cluster.jobs import Job, jobs_of_launch, last_job, note_job
 from hrdc_hpc.launch import main
 from hrdc_hpc.record.folder import RunFolder
 
@@ -100,10 +100,66 @@ def test_after_a_finished_run_is_at_once(place: Path, slurm: Path) -> None:
     assert not any(option.startswith("dependency") for option in options(slurm, 2))
 
 
+SWEEP = ("--sweep", "method=hrdc,ce", "seed=0,1")
+STATES = [f"4242_{index}|PENDING|Resources" for index in range(4)]
+
+
+@pytest.fixture
+def swept(place: Path, slurm: Path) -> Path:
+    """A sweep of four whose array waits."""
+    assert launch(*SWEEP) == 0
+    (slurm / "queue").write_text("".join(f"{line}\n" for line in STATES))
+    return place / "runs" / "small"
+
+
+def waits_for(slurm: Path, number: int) -> str:
+    (found,) = [option for option in options(slurm, number) if option.startswith("dependency=")]
+    return found.removeprefix("dependency=")
+
+
+def test_a_sweep_after_a_sweep_waits_element_by_element(
+    swept: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = ("--name", "second", "--after", "runs/small", *SWEEP)
+    capsys.readouterr()
+    assert launch("--dry-run", *second) == 0
+    assert "--dependency=aftercorr:4242\n" in capsys.readouterr().out
+    assert launch(*second) == 0
+    assert options(slurm, 2) >= {"array=0-3%4", "dependency=aftercorr:4242", "kill-on-invalid-dep=yes"}
+    assert launch("--name", "third", "--after", "runs/small", "--sweep", "seed=0,1,2") == 0
+    assert waits_for(slurm, 3) == "afterok:4242", "another number of elements"
+    assert launch("--name", "fourth", "--after", "runs/small") == 0
+    assert waits_for(slurm, 4) == "afterok:4242", "a single run"
+
+
+def test_after_a_sweep_that_is_partly_finished(swept: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is finished is not waited for; an element that was launched by itself is."""
+    RunFolder(swept / "method-hrdc_seed-0").write_summary(SUMMARY)
+    note_job(swept / "method-ce_seed-0", Job("slurm", "99"))
+    (slurm / "queue").write_text("\n".join([*STATES, "99_N/A|RUNNING|None"]) + "\n")
+    assert launch("--name", "second", "--after", "runs/small", *SWEEP) == 0
+    assert waits_for(slurm, 2) == "afterok:4242_1:99:4242_3"
+    (slurm / "queue").write_text("\n".join([*STATES[:3], "99_N/A|RUNNING|None"]) + "\n")
+    assert launch("--name", "third", "--after", "runs/small") == 78
+    said = capsys.readouterr().err
+    assert "ended without finishing, method-ce_seed-1 for one" in said
+    assert "--resubmit-failed" in said
+    for name in ("method-hrdc_seed-1", "method-ce_seed-0", "method-ce_seed-1"):
+        RunFolder(swept / name).write_summary(SUMMARY)
+    assert launch("--name", "third", "--after", "runs/small") == 0
+    assert not any(option.startswith("dependency") for option in options(slurm, 3))
+
+
+def test_after_a_sweep_that_was_only_prepared(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("--prepare", *SWEEP) == 0
+    assert launch("--name", "second", "--after", "runs/small") == 78
+    assert "elements that SLURM was not given, method-hrdc_seed-0 for one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("after", "words"),
     [
-        ("runs/nowhere", "'runs/nowhere' is neither the id of a job nor a run folder"),
+        ("runs/nowhere", "'runs/nowhere' is neither the id of a job nor the folder of a run"),
         ("runs/small", "is not finished, and its job 4242 has ended"),
     ],
 )
