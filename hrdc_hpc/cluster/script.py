@@ -53,7 +53,7 @@ def check(config: RunConfig, run: Path) -> None:
 def before(config: RunConfig, run: Path) -> list[str]:
     """Lines in front of srun: the node's software, variables and folders, with the user's setup, then our own."""
     cluster = config.cluster
-    lines = node_lines(cluster)
+    lines = [teardown.TRAP_AT_FIRST, *node_lines(cluster)]
     code = shell(run, RunFolder(run).code.name)
     if cluster.container is None:
         lines.append(f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"')  # a module may have set it

@@ -60,6 +60,9 @@ for pause in 5 15 30 60 0; do  # SLURM's controller may be restarting
 done
 exit $rc
 """
+TRAP_AT_FIRST = "trap 'sleep 600' TERM"
+"""Until the ranks are there. Preempted so early, a job that leaves within its grace has failed (seen on 22.05); what is
+still there at the end of the grace is requeued by SLURM, what is cancelled is killed."""
 TRAP = "set +e; trap : TERM USR1 USR2"
 """This shell outlives its ranks, which save; and the user's lines may have said set -e, which would end it."""
 _ID = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"

@@ -16,7 +16,10 @@ import pytest
 from hrdc_hpc.cluster.ends import note_end
 from hrdc_hpc.cluster.history import history
 from hrdc_hpc.cluster.jobs import Job, note_job
+from hrdc_hpc.cluster.script import before
 from hrdc_hpc.cluster.teardown import SCRIPT, TRAP, after_srun, answer
+from hrdc_hpc.config.load import loads
+from hrdc_hpc.record.folder import RunFolder
 
 from attempts import add_attempt, empty_run
 
@@ -107,12 +110,12 @@ def test_the_rest_of_a_chain_is_cancelled_when_the_run_is_finished(tmp_path: Pat
 
 def test_a_start_without_an_attempt_does_not_come_back_for_ever(tmp_path: Path) -> None:
     """With the first or a later start; whether a rank could say why, or srun alone did."""
-    for before, words in ((0, "ImportError: libnccl"), (1, "ImportError: libnccl"), (0, ""), (1, "")):
-        run = empty_run(tmp_path, f"run-{before}{bool(words)}")
-        if before:
+    for begun, words in ((0, "ImportError: libnccl"), (1, "ImportError: libnccl"), (0, ""), (1, "")):
+        run = empty_run(tmp_path, f"run-{begun}{bool(words)}")
+        if begun:
             add_attempt(run, saved=5, farewell="SIGTERM", end=(75, "preempted", "preempted"))
         answers = []
-        for restart in range(before, before + 3):
+        for restart in range(begun, begun + 3):
             if words:
                 note_end(run, job_id="7", rank=0, code=1, reason=words, restart_count=restart)
             answers.append(told(run, 1, restart))
@@ -239,3 +242,22 @@ def test_the_script_gives_up(batch: Batch) -> None:
     assert done.returncode == 137
     assert set(batch.asked()) == {SHOW}
     assert len(batch.asked()) == 5
+
+
+def test_a_signal_before_the_ranks_are_there(batch: Batch) -> None:
+    """Preempted while modules are loaded: the script stays, as SLURM requeues only what is there when it kills."""
+    (batch.place / "sleep").unlink()
+    config = loads(
+        RunFolder(batch.run).config.read_text(), "test", ["cluster.setup=['touch here; sleep 60 || exit 1']"]
+    )
+    script = subprocess.Popen(
+        ["bash", "-c", "\n".join(before(config, batch.run))], cwd=batch.place, start_new_session=True
+    )
+    while not (batch.place / "here").exists():
+        time.sleep(0.02)
+    time.sleep(0.2)
+    os.killpg(script.pid, signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        script.wait(0.5)
+    os.killpg(script.pid, signal.SIGKILL)
+    script.wait()

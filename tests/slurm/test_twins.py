@@ -98,4 +98,5 @@ def test_what_comes_after_srun_is_what_launch_submits(twin: Path) -> None:
         found = re.search(part, ours)
         assert found, part
         assert found[0] in theirs
-    assert teardown.TRAP.partition("  #")[0] in theirs
+    assert teardown.TRAP in theirs
+    assert f"{teardown.TRAP_AT_FIRST}\n" in theirs
