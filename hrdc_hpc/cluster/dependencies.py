@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from hrdc_hpc.cluster import find_runs, scheduler
 from hrdc_hpc.cluster.jobs import job_state, last_job
 from hrdc_hpc.cluster.scheduler import SchedulerError
 from hrdc_hpc.config.schema import RunConfig
@@ -24,10 +26,13 @@ def on(after: str | None) -> str | None:
     if after is None:
         return None
     if re.fullmatch(r"\d+(_\d+)?", after) and not Path(after).exists():
+        _refuse_if_unknown(after)
         return f"afterok:{after}"
     run = Path(after).absolute()
     if not (run / "config.yaml").is_file():
-        raise ValueError(f"--after: {after!r} is neither the id of a job nor a run folder (no config.yaml)")
+        raise ValueError(
+            f"--after: {after!r} is neither the id of a job nor a run folder (no config.yaml){find_runs.hint(after)}"
+        )
     if RunFolder(run).state() == "finished":
         return None
     job = last_job(run)
@@ -44,6 +49,18 @@ def on(after: str | None) -> str | None:
             f" launch --resume {run}"
         )
     return f"afterok:{job.job_id}"
+
+
+def _refuse_if_unknown(job_id: str) -> None:
+    """SLURM takes a dependency on a job that it does not know for one that is met: the new job would start at once."""
+    with suppress(SchedulerError):  # a controller that does not answer now is asked again by sbatch
+        try:
+            scheduler.queue_state(job_id)
+        except scheduler.NoSuchJob:
+            raise ValueError(
+                f"--after: SLURM knows no job {job_id} (any more), so there is nothing to wait for. Give an id that"
+                " squeue shows, or the folder of a run; or leave --after out to start at once"
+            ) from None
 
 
 def waiting(config: RunConfig, dependency: str | None) -> RunConfig:

@@ -83,6 +83,8 @@ def test_after_a_finished_run_is_at_once(place: Path, slurm: Path) -> None:
     ("after", "words"),
     [
         ("runs/nowhere", "'runs/nowhere' is neither the id of a job nor a run folder"),
+        ("small", "Did you mean runs/small?"),
+        ("99999", "SLURM knows no job 99999"),  # it would start the new job at once
         ("runs/small", "is not finished, and its job 4242 has ended"),
     ],
 )
@@ -113,10 +115,11 @@ def test_resume_takes_the_run_as_it_is(
 
 
 def test_resume_goes_alone(place: Path, slurm: Path, started: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--resume", "runs/nowhere"], ["--resume", "runs/small", "--name", "other"]):
+    for words in (["--resume", "runs/nowhere"], ["--resume", "small"], ["--resume", "runs/small", "--name", "other"]):
         with pytest.raises(SystemExit) as left:
             main(words)
         assert left.value.code == 78
     said = capsys.readouterr().err
-    assert "nowhere is not a run folder" in said
+    assert "nowhere is not a run folder (no config.yaml). Which runs there are: python -m hrdc_hpc.status" in said
+    assert "Did you mean runs/small?" in said
     assert "leave out --cfg, --name and --out-dir" in said
