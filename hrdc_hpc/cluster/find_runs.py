@@ -106,4 +106,5 @@ def _instead(word: str, out_dir: Path) -> str:
     close = difflib.get_close_matches(Path(word).name, names, n=3)
     if close:
         return f". Did you mean {', '.join(close)}?"
-    return f"; {len(names)} other run{'s'[: len(names) != 1]} there" if names else ""
+    others = f"; {len(names)} other run{'s'[: len(names) != 1]} there: python -m hrdc_hpc.status"
+    return others if names else ""

@@ -98,7 +98,8 @@ def _submit(kind: Kind, config: RunConfig, run: Path, chain: str | None = None) 
     job = hand_over(kind, config, run, chain)
     here = f"runs on this machine, for at most {config.cluster.time_min} minutes (--time)"
     say(f"job {job.job_id} {here if kind == 'local' else 'is in the queue'}")
-    say(f"run folder: {run}")
+    if chain in (None, ""):  # once for all links
+        say(f"run folder: {run}")
     say(f"log:        {log_path(run, job.job_id)}")
     return job
 

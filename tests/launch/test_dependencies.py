@@ -28,7 +28,9 @@ def options(slurm: Path, number: int) -> set[str]:
 
 def test_a_chain_is_one_job_after_the_other(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("--chain", "3") == 0
-    assert "a chain of 3 jobs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "a chain of 3 jobs" in out
+    assert out.count("run folder: ") == 1
     run = place / "runs" / "small"
     assert jobs_of_launch(run, "4243") == ["4242", "4243", "4244"]
     assert last_job(run).job_id == "4244"  # type: ignore[union-attr]
