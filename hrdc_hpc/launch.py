@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrdc_hpc.cluster import commandline, launching, submission, sweep
+from hrdc_hpc.cluster import commandline, find_runs, launching, submission, sweep
 from hrdc_hpc.cluster.console import complain
 from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.config.load import load
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _carry_out(args: argparse.Namespace, command: Sequence[str]) -> int:
     if args.follow is not None:
-        return _follow(Path(args.follow).absolute())
+        return _follow(Path(args.follow).absolute(), find_runs.hint(args.follow))
     if args.sweep is not None or args.resubmit_failed is not None:
         from hrdc_hpc.cluster import sweep_launch
 
@@ -54,12 +54,12 @@ def _carry_out(args: argparse.Namespace, command: Sequence[str]) -> int:
     return launching.launch(args, absolute(load(args.cfg, commandline.overrides(args))), command)
 
 
-def _follow(folder: Path) -> int:
+def _follow(folder: Path, hint: str) -> int:
     if sweep.is_sweep(folder):
         from hrdc_hpc.cluster import sweep_follow, sweep_members
 
         return sweep_follow.follow(folder, sweep_members.of_sweep(sweep.read(folder)))
-    return launching.follow_existing(folder)
+    return launching.follow_existing(folder, hint)
 
 
 _NEXT = {

@@ -8,7 +8,10 @@
 The first word is a command if it is one of these; a run of that name is given by its path (runs/logs, ./logs). What
 the states mean is in hrdc_hpc/cluster/overview.py, the parts of the goodput in hrdc_hpc/cluster/goodput.py.
 
---json prints {"time", "slurm", "runs": [...]}; each run has the fields of Overview as keys, and of one run
+One SWEEP: its elements, and mean and deviation of their results over its seeds.
+
+--json prints {"time", "slurm", "runs": [...], "sweeps": [{"sweep", "results"}]}, results being fields of
+sweep_results.Row of the sweeps that were named; each run has the fields of Overview as keys, and of one run
 `attempts_list` (fields of Story, with `goodput` by part in seconds) and `goodput` {"seconds", "share",
 "repeated_steps"} as well. Exit codes: 0; 78 for a run that is not there or a command that is refused; 1 if SLURM
 refuses.
@@ -31,9 +34,9 @@ from hrdc_hpc.cluster import control, find_runs, logs
 from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.cluster.goodput import Account, Goodput
 from hrdc_hpc.cluster.history import Story, history
-from hrdc_hpc.cluster.overview import GOING, Overview, Survey, as_json, survey
+from hrdc_hpc.cluster.overview import GOING, OVER, Overview, Survey, as_json, survey
 from hrdc_hpc.cluster.results import TAIL_LINES
-from hrdc_hpc.cluster.runs import follow_command
+from hrdc_hpc.cluster.runs import cancel_command, follow_command, resubmit_command
 from hrdc_hpc.cluster.scheduler import SchedulerError
 from hrdc_hpc.cluster.timeline import account_of
 
@@ -79,7 +82,8 @@ def _show(args: argparse.Namespace) -> int:
     alone = len(runs) == 1 and bool(args.runs)
     found = survey(runs)
     if args.json:
-        _say(json.dumps(_json(found, alone=alone), indent=1))
+        told = _json(found, alone=alone) | {"sweeps": _sweeps(find_runs.sweeps(args.runs, out_dir))}
+        _say(json.dumps(told, indent=1))
         return Exit.DONE
     if not runs:
         _say(f"no runs in {out_dir.absolute()}; start one with: python -m hrdc_hpc.launch --cfg CONFIG")
@@ -91,9 +95,23 @@ def _show(args: argparse.Namespace) -> int:
         console.print(_page(found.runs[0]))
     else:
         console.print(screen.table(found, _names(found.runs), console.width))
+        for sweep in find_runs.sweeps(args.runs, out_dir):
+            _print_results(console, sweep, found.runs)
     if found.slurm not in ("asked", "not needed"):
         _say(f"SLURM not asked: {found.slurm}")
     return Exit.DONE
+
+
+def _print_results(console: Any, sweep: Path, rows: Sequence[Overview]) -> None:
+    """Print what a sweep has brought so far, and how to go on with those that left without a result."""
+    from hrdc_hpc.cluster import sweep_results
+
+    results = sweep_results.result_rows(sweep)
+    if any(row.finished for row in results):
+        console.print()
+        console.print(sweep_results.table(results, f"sweep {sweep.name}"))
+    if left := sum(row.state in OVER and Path(row.run).parent == sweep for row in rows):
+        _say(f"{left} did not finish; to submit what is left:  {resubmit_command(sweep)}")
 
 
 def _page(row: Overview) -> Any:
@@ -114,10 +132,11 @@ def _next(row: Overview) -> dict[str, str]:
     """What to do next, by what it does."""
     run = shlex.quote(row.run)
     if row.state in GOING:
+        saves = "" if row.state in ("queued", "requeued") else "  (saves first)"
         return {
             "follow": follow_command(Path(row.run)),
             "output": f"python -m hrdc_hpc.status logs {run} --follow",
-            "cancel": f"python -m hrdc_hpc.status cancel {run}  (saves first)",
+            "cancel": f"{cancel_command(Path(row.run))}{saves}",
         }
     if row.state == "finished":
         return {"result": follow_command(Path(row.run)), "evaluate": f"python -m hrdc_hpc.evaluate {run}"}
@@ -141,6 +160,16 @@ def _json(found: Survey, *, alone: bool) -> dict[str, Any]:
         runs[0]["attempts_list"] = [asdict(story) | {"goodput": spent.get(story.attempt)} for story in stories]
         runs[0]["goodput"] = _goodput(account.run)
     return {"time": time.time(), "slurm": found.slurm, "runs": runs}
+
+
+def _sweeps(sweeps: Sequence[Path]) -> list[dict[str, Any]]:
+    if not sweeps:
+        return []
+    from hrdc_hpc.cluster import sweep_results  # rich takes its time to import
+
+    return [
+        {"sweep": str(path), "results": [asdict(row) for row in sweep_results.result_rows(path)]} for path in sweeps
+    ]
 
 
 def _goodput(goodput: Goodput) -> dict[str, Any]:
@@ -255,15 +284,23 @@ def _command_parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument("--rank", type=int, default=0, help="whose output (0)")
         parser.add_argument("--attempt", type=int, help="only that attempt's; unset: the newest job's")
         parser.add_argument("--follow", action="store_true", help="go on with what is written, until the run is over")
-        parser.add_argument("--lines", type=int, default=TAIL_LINES, help=f"how many of the last lines ({TAIL_LINES})")
+        parser.add_argument(
+            "--lines", type=_count, default=TAIL_LINES, help=f"how many of the last lines ({TAIL_LINES})"
+        )
     else:
         parser.add_argument("runs", nargs="+", metavar="RUN", help="run or sweep folders, or patterns")
     _add_out_dir(parser)
     return parser
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 0 or more")
+    return int(text)
+
+
 def _add_out_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out-dir", default="runs", help="where runs are looked for (runs)")
+    parser.add_argument("--out-dir", default=str(find_runs.RUNS), help="where runs are looked for (runs)")
 
 
 _HELP = {

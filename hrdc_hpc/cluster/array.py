@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from submitit.core.core import Job as SubmititJob
-from submitit.core.utils import CommandFunction, DelayedSubmission, FailedJobError, FailedSubmissionError
+from submitit.core.utils import CommandFunction, DelayedSubmission, FailedJobError
 from submitit.slurm.slurm import SlurmJob
 
 from hrdc_hpc.cluster import dependencies, script
@@ -30,8 +30,8 @@ from hrdc_hpc.cluster.submission import (
     Slurm,
     SubmissionRefused,
     configured,
-    outside_of_any_job,
     remove_old_meeting_points,
+    to_sbatch,
 )
 from hrdc_hpc.cluster.task import TrainTask
 from hrdc_hpc.config.schema import RunConfig
@@ -140,11 +140,11 @@ def submit(config: RunConfig, runs: Sequence[Path], links: Path, part: Part, aft
     fsync_folder(links)
     executor, since = _executor(config, links, part, after), time.time()
     try:
-        with outside_of_any_job(), executor.batch():
+        with to_sbatch("array"), executor.batch():
             jobs = [executor.submit(TrainTask(str(run))) for run in runs]
-    except (FailedJobError, FailedSubmissionError) as error:
+    except SubmissionRefused:
         shutil.rmtree(links)
-        raise SubmissionRefused(f"sbatch did not take the array: {str(error).strip()}") from error
+        raise
     return [Job("slurm", job.job_id, since) for job in jobs]
 
 

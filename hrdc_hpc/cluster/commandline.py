@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hrdc_hpc.cluster import find_runs
 from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.cluster.jobs import last_job
 from hrdc_hpc.cluster.times import minutes
@@ -91,7 +92,7 @@ def _resume(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--resume names the run: leave out --cfg, --name and --out-dir")
     run = Path(args.resume).absolute()
     if not (run / "config.yaml").is_file():
-        parser.error(f"--resume: {run} is not a run folder (no config.yaml)")
+        parser.error(f"--resume: {run} is not a run folder (no config.yaml){find_runs.hint(args.resume)}")
     job = last_job(run)
     args.cfg, args.name, args.out_dir = str(run / "config.yaml"), run.name, str(run.parent)
     args.cluster = args.cluster or (job.kind if job else None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hrdc_hpc.cluster import sweep
+from hrdc_hpc.cluster import find_runs, scheduler, sweep
 from hrdc_hpc.cluster.jobs import job_state, job_states, last_job
 from hrdc_hpc.cluster.runs import resubmit_command
 from hrdc_hpc.cluster.scheduler import SchedulerError
@@ -29,13 +30,15 @@ def on(after: str | None) -> str | None:
     if after is None:
         return None
     if re.fullmatch(r"\d+(_\d+)?", after) and not Path(after).exists():
+        _refuse_if_unknown(after)
         return f"afterok:{after}"
     run = Path(after).absolute()
     if sweep.is_sweep(run):
         return _on_sweep(sweep.read(run))
     if not (run / "config.yaml").is_file():
         raise ValueError(
-            f"--after: {after!r} is neither the id of a job nor the folder of a run (no config.yaml) or sweep"
+            f"--after: {after!r} is neither the id of a job nor the folder of a run (no config.yaml) or"
+            f" sweep{find_runs.hint(after)}"
         )
     if RunFolder(run).state() == "finished":
         return None
@@ -128,6 +131,18 @@ def _is_whole(there: Sweep, array: Mapping[str, Any]) -> bool:
         ):
             return False
     return True
+
+
+def _refuse_if_unknown(job_id: str) -> None:
+    """SLURM takes a dependency on a job that it does not know for one that is met: the new job would start at once."""
+    with suppress(SchedulerError):  # a controller that does not answer now is asked again by sbatch
+        try:
+            scheduler.queue_state(job_id)
+        except scheduler.NoSuchJob:
+            raise ValueError(
+                f"--after: SLURM knows no job {job_id} (any more), so there is nothing to wait for. Give an id that"
+                " squeue shows, or the folder of a run; or leave --after out to start at once"
+            ) from None
 
 
 def waiting(config: RunConfig, dependency: str | None) -> RunConfig:

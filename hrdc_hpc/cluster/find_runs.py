@@ -8,8 +8,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from hrdc_hpc.cluster.sweep import is_sweep
 from hrdc_hpc.record.files import TEMPORARY
 
+RUNS = Path("runs")
+"""Where runs are made and looked for unless told otherwise, below the working directory."""
 _DEPTH = 3
 """Levels below a folder at which runs are looked for: out_dir/sweep/run and one more."""
 
@@ -47,6 +50,21 @@ def one(word: str, out_dir: Path) -> Path:
         shown = ", ".join(str(run) for run in runs[:3]) + (", ..." if len(runs) > 3 else "")
         raise ValueError(f"{word}: stands for {len(runs)} runs ({shown}); name one")
     return runs[0]
+
+
+def hint(word: str) -> str:
+    """Return how to find the run that a path was meant to be, to be put behind what is wrong with it."""
+    there = RUNS / word
+    if is_run(there) or is_sweep(there):
+        return f". Did you mean {there}?"
+    return ". Which runs there are: python -m hrdc_hpc.status"
+
+
+def sweeps(words: Sequence[str], out_dir: Path) -> list[Path]:
+    """Return the folders of the sweeps among `words`, which are as for `find`; absolute."""
+    places = ([base / word for base in (Path(), out_dir)] for word in words)
+    found = (next((place for place in some if is_sweep(place)), None) for some in places)
+    return list(dict.fromkeys(place.absolute() for place in found if place is not None))
 
 
 def _of(path: Path) -> Iterator[Path]:
@@ -88,4 +106,5 @@ def _instead(word: str, out_dir: Path) -> str:
     close = difflib.get_close_matches(Path(word).name, names, n=3)
     if close:
         return f". Did you mean {', '.join(close)}?"
-    return f"; {len(names)} other run{'s'[: len(names) != 1]} there" if names else ""
+    others = f"; {len(names)} other run{'s'[: len(names) != 1]} there: python -m hrdc_hpc.status"
+    return others if names else ""

@@ -168,6 +168,7 @@ def _why(
 def _telling(ends: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Of one attempt's ends the one that explains it: what others tell besides may be its echo."""
     named = [end for end in ends if end.get("cause")]
+    named = [end for end in named if end["cause"] != "stopped"] or named  # srun may have said so, because of another
     bad = [end for end in ends if end["code"] in (Exit.BAD_NODE, Exit.DO_NOT_REQUEUE)]
     silent = [end for end in ends if end["code"] < 0 or end["code"] == Exit.HUNG]
     return min(named or bad or silent or ends, key=lambda end: end["time"])

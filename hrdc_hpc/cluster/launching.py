@@ -53,7 +53,7 @@ def launch(args: argparse.Namespace, config: RunConfig, command: Sequence[str]) 
         return Exit.DONE
     if args.wait:
         return follow_to_the_end(run, job, config)
-    say(how_to_go_on(run, job))
+    say(how_to_go_on(run))
     return Exit.DONE
 
 
@@ -81,7 +81,7 @@ def start(
             job = _submit_chain(kind, config, run, links, dependency)
     except KeyboardInterrupt:
         if job:
-            say(how_to_go_on(run, job))
+            say(how_to_go_on(run))
         raise
     return job
 
@@ -108,7 +108,8 @@ def _submit(kind: Kind, config: RunConfig, run: Path, chain: str | None = None) 
     job = hand_over(kind, config, run, chain)
     here = f"runs on this machine, for at most {config.cluster.time_min} minutes (--time)"
     say(f"job {job.job_id} {here if kind == 'local' else 'is in the queue'}")
-    say(f"run folder: {run}")
+    if chain in (None, ""):  # once for all links
+        say(f"run folder: {run}")
     say(f"log:        {log_path(run, job.job_id)}")
     return job
 
@@ -129,10 +130,12 @@ def hand_over(kind: Kind, config: RunConfig, run: Path, chain: str | None = None
     return job
 
 
-def how_to_go_on(run: Path, job: Job) -> str:
-    """Return the commands that follow the run and stop it, for the reader."""
-    stop = f"kill -TERM {job.job_id}  (saves first)" if job.kind == "local" else f"scancel {job.job_id}"
-    return f"follow it:  {runs.follow_command(run)}\nstop it:    {stop}"
+def how_to_go_on(run: Path) -> str:
+    """Return the commands that follow the run, look at it and stop it, for the reader."""
+    return (
+        f"follow it:  {runs.follow_command(run)}\nlook at it: {runs.status_command(run)}\n"
+        f"stop it:    {runs.cancel_command(run)}  (saves first)"
+    )
 
 
 NO_SBATCH = (
@@ -162,10 +165,13 @@ def _dry_run(kind: Kind, config: RunConfig, run: Path, submitted: RunConfig) -> 
     return Exit.DONE
 
 
-def follow_existing(run: Path) -> int:
-    """Follow a run that was launched before; the exit code. Raises ValueError if there is nothing to follow."""
+def follow_existing(run: Path, hint: str) -> int:
+    """Follow a run that was launched before; the exit code. Raises ValueError if there is nothing to follow.
+
+    `hint`: what to say of a folder that is none of a run.
+    """
     if not (run / "config.yaml").is_file():
-        raise ValueError(f"--follow: {run} is not a run folder (no config.yaml)")
+        raise ValueError(f"--follow: {run} is not a run folder (no config.yaml){hint}")
     folder, job = RunFolder(run), last_job(run)
     if folder.state() == "finished":
         print_result(folder.summary() or {}, run)
@@ -188,7 +194,7 @@ def follow_to_the_end(run: Path, job: Job, config: RunConfig, *, ours: bool = Tr
         return follow(run, job, batch)
     except KeyboardInterrupt:
         if job.kind == "slurm" or not ours:
-            say(f"\njob {job.job_id} goes on\n{how_to_go_on(run, job)}")
+            say(f"\njob {job.job_id} goes on\n{how_to_go_on(run)}")
             return Exit.LEFT
     say("\nstopping the run: it saves first (Ctrl-C again: at once; what was saved before stays)")
     kill(run, job, signal.SIGTERM)

@@ -42,6 +42,8 @@ State = Literal["prepared", "queued", "requeued", "running", "finished", "stoppe
 
 GOING = ("queued", "requeued", "running", "unknown")
 """States from which a run may go on by itself."""
+OVER = ("stopped", "failed", "lost")
+"""States of a run that ended without its result, and goes on only if somebody starts it again."""
 _DOING = {
     "startup": "starting up", "training": "training", "evaluation": "evaluating", "saving": "saving",
     "other": "running",

@@ -44,7 +44,7 @@ def cause_of_stop(reasons: Iterable[str], job: Mapping[str, str]) -> tuple[Cause
 
     SIGUSR2 and SIGUSR1 are a warning of the time limit or of preemption. SIGTERM is also what scancel sends, and a
     cancelled job that requeues itself would not obey its user: that takes SLURM's word that it was preempted or timed
-    out.
+    out, or that the job simply runs. Then srun sent it, because a peer has failed, or somebody's kill: 'stopped'.
     """
     if STOPPED_BY_FILE in reasons:
         return "stop file", "stopped by the file `stop`; remove it and launch again to go on"
@@ -52,6 +52,8 @@ def cause_of_stop(reasons: Iterable[str], job: Mapping[str, str]) -> tuple[Cause
         return "preempted", f"preempted at {job['PreemptTime']}"
     if "SIGTERM" not in reasons or job.get("Reason") == "TimeLimit" or job.get("JobState") == "TIMEOUT":
         return "time limit", "time limit"
+    if job.get("JobState") == "RUNNING":  # scancel makes it COMPLETING before its signal is there
+        return "stopped", "stopped by SIGTERM, though SLURM has not ended the job: a peer has failed?"
     return "cancelled", "cancelled (SIGTERM without preemption)"
 
 
@@ -72,6 +74,8 @@ def after_stop(reasons: Iterable[str], run: Path, place: Place) -> End:
         if has_requeued(shown, restart):
             return End(Exit.REQUEUE, "preempted", "SLURM has requeued it: preempted without a grace, or by scontrol")
         cause, words = cause_of_stop(reasons, shown)
+        if cause == "stopped":  # the batch script sees how srun ended, and knows better
+            return End(Exit.REQUEUE, cause, words)
         judged = judge_after(run, job_id, restart, cause)
         if not judged.comes_back:
             log.info("job %s is not requeued: %s; saved, and the same launch command resumes", job_id, judged.why)

@@ -246,6 +246,16 @@ def follow_command(run: Path) -> str:
     return f"python -m hrdc_hpc.launch --follow {shlex.quote(str(run))}"
 
 
+def status_command(run: Path) -> str:
+    """Return the command that says where a run, or each of a sweep's, is."""
+    return f"python -m hrdc_hpc.status {shlex.quote(str(run))}"
+
+
+def cancel_command(run: Path) -> str:
+    """Return the command that ends a run, or all of a sweep's, here or on SLURM."""
+    return f"python -m hrdc_hpc.status cancel {shlex.quote(str(run))}"
+
+
 def resubmit_command(sweep: Path) -> str:
     """Return the command that submits what a sweep has left."""
     return f"python -m hrdc_hpc.launch --resubmit-failed {shlex.quote(str(sweep))}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,11 +152,8 @@ def submit(kind: Kind, config: RunConfig, run: Path) -> Job:
         )
         return Job(kind, executor.submit(task).job_id, since)
     executor = _slurm_executor(config, run)
-    try:
-        with outside_of_any_job():
-            return Job(kind, executor.submit(task).job_id, since)
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise SubmissionRefused(f"sbatch did not take the job: {str(error).strip()}") from error
+    with to_sbatch("job"):
+        return Job(kind, executor.submit(task).job_id, since)
 
 
 def remove_old_meeting_points(run: Path) -> None:
@@ -263,3 +261,18 @@ def outside_of_any_job() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+@contextmanager
+def to_sbatch(what: str) -> Iterator[None]:
+    """Call sbatch for a 'job' or an 'array', through submitit. Raises SubmissionRefused with sbatch's own words."""
+    said = io.StringIO()
+    try:
+        with outside_of_any_job(), redirect_stderr(said):  # submitit prints what it raises, too
+            yield
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise SubmissionRefused(
+            f"sbatch did not take the {what}: {str(error).strip()}\nTo go on: mend what it names, then give the same"
+            " command again (--dry-run shows the text that sbatch gets)"
+        ) from error
+    sys.stderr.write(said.getvalue())

@@ -55,7 +55,7 @@ class Watched:
             return "finished"
         if self.job is None:
             return "not submitted"
-        return "ended" if self.over else "queued" if self.state.phase == "queued" else "running"
+        return "ended" if self.over else {"gone": "ending"}.get(self.state.phase, self.state.phase)
 
     def look(self) -> None:
         """Read what the run wrote since the last look."""
@@ -173,7 +173,7 @@ class Lines:
 class Screen:
     """A table that is redrawn, as many elements as fit; those at work first."""
 
-    _ORDER = ("running", "queued", "ended", "not submitted", "finished")
+    _ORDER = ("running", "ending", "queued", "ended", "not submitted", "finished")
 
     def __init__(self) -> None:
         self._console = Console()

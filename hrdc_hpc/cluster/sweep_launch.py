@@ -11,12 +11,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrdc_hpc.cluster import array, commandline, dependencies, runs, submission, sweep, sweep_members, sweep_submit
+from hrdc_hpc.cluster import array, commandline, dependencies, submission, sweep, sweep_members, sweep_submit
 from hrdc_hpc.cluster import sweep_words as words
 from hrdc_hpc.cluster.console import complain, say
 from hrdc_hpc.cluster.exit_codes import Exit
 from hrdc_hpc.cluster.jobs import Kind
-from hrdc_hpc.cluster.launching import NO_SBATCH
+from hrdc_hpc.cluster.launching import NO_SBATCH, how_to_go_on
 from hrdc_hpc.cluster.sweep import Sweep
 from hrdc_hpc.cluster.sweep_members import Asked, Member, Verdict
 from hrdc_hpc.config.compare import differences
@@ -79,7 +79,7 @@ def _launch(args: argparse.Namespace, asked: Sweep, members: Sequence[Member], c
 
         return sweep_follow.follow(asked.path, members)
     if not args.prepare and len(todo) + sum(verdict.act == "at work" for verdict in verdicts):
-        say(f"follow it:  {runs.follow_command(asked.path)}")
+        say(how_to_go_on(asked.path))
     return Exit.DONE
 
 

@@ -70,10 +70,11 @@ def _row(path: Path, values: Mapping[str, str], names: Sequence[str]) -> Row:
 
 def table(rows: Sequence[Row], title: str) -> Table:
     """Return the rows in percent, for a terminal."""
-    made = Table(title=title, title_justify="left", caption="top-1 accuracy, %: mean ± standard deviation over n seeds")
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made.caption, made.caption_justify = "top-1 accuracy, %: mean ± standard deviation over n seeds", "left"
     head, body = _cells(rows)
     for number, name in enumerate(head):
-        made.add_column(name, justify="right" if number >= len(head) - len(COLUMNS) - 1 else "left", no_wrap=True)
+        made.add_column(name, justify="right" if number >= len(head) - len(COLUMNS) - 1 else "left", overflow="fold")
     for cells in body:
         made.add_row(*(Text(cell) for cell in cells))
     return made

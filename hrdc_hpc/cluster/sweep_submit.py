@@ -138,7 +138,7 @@ def _submit_arrays(there: Sweep, members: Sequence[Member], waits: Waits) -> Non
             sweep.write(there)
         late = "" if after is None else f", once array {after} has ended"
         say(f"array {job_ids[-1]}: {part.count} elements, {part.throttle} at a time{late}, are in the queue")
-    say(f"sweep folder: {there.path}\nstop it:    scancel {' '.join(job_ids)}")
+    say(f"sweep folder: {there.path}")
 
 
 def _submit_one(

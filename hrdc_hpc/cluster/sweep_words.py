@@ -43,9 +43,10 @@ def cost(members: Sequence[Member]) -> str:
     """One line: how much the elements can use, as the first of them asks for it."""
     cluster = members[0].config.cluster
     nodes, each, what = _asked(cluster)
+    at_once = min(len(members), cluster.array_parallelism)
     return (
         f"{len(members)} elements x {nodes} nodes x {each} {what}s x {cluster.time_min} minutes"
-        f" = at most {_hours(members):.4g} {what}-hours, {cluster.array_parallelism} elements at a time"
+        f" = at most {_hours(members):.4g} {what}-hours, {at_once} elements at a time"
     )
 
 

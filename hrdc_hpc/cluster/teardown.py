@@ -137,7 +137,10 @@ def _note(run: Path, rc: int, job_id: str, restart: int) -> None:
     ends = [end for end in _lines(run / "logs" / "ends.jsonl") if str(end.get("job_id")) == job_id]
     mine = [end for end in ends if int(end.get("restart_count", 0)) == restart]
     first = min(mine, key=lambda end: float(end["time"]), default=None)
-    if rc == _SIGKILLED and (first is None or any(words in str(first["reason"]) for words in _LOST_PEER)):
+    echo = first is not None and (
+        first.get("cause") == "stopped" or any(words in str(first["reason"]) for words in _LOST_PEER)
+    )
+    if rc == _SIGKILLED and (first is None or echo):
         note_end(
             run, job_id=job_id, rank=None, code=-9, restart_count=restart, cause="killed",
             reason="a rank was killed by SIGKILL (out of memory, or somebody's kill)",

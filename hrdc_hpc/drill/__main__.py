@@ -156,6 +156,8 @@ def _undisturbed(site: Site, run: Path) -> tuple[float, int]:
     """Train without faults; seconds from the launch to the first step, and the number of ranks."""
     launched = time.time()
     done = site.launch(run.name, "--wait")
+    if done.returncode == Exit.DO_NOT_REQUEUE:
+        raise ValueError(f"nothing was drilled, for the run cannot even be done undisturbed:\n{done.stdout.rstrip()}")
     if done.returncode:
         raise DrillError(f"{run}: without a fault it ended with {done.returncode}:\n{done.stdout}")
     begins = [record["time"] for record in read_raw(RunFolder(run)) if record.get("name") == "train"]

@@ -66,7 +66,9 @@ class Slurm(Site):
             shown = self._show(run)
         except scheduler.SchedulerError:  # the controller restarts
             return False
-        return shown["JobState"] not in _UP or int(shown.get("Restarts", 0)) > self._restarts
+        over = shown["JobState"] not in _UP or int(shown.get("Restarts", 0)) > self._restarts
+        # SLURM counts a requeue before the ranks are gone, which may still save; those of a lost node stay
+        return over and not (self.ranks(run) and not self._mend_later)
 
     def back(self, run: Path, again: bool) -> str | None:
         """See the job start again; StartTime=now spares the two minutes that SLURM has it wait."""

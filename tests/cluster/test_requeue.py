@@ -77,7 +77,7 @@ def test_preemption_is_requeued(scontrol: Callable[..., Path], run: Path, reason
     assert asked.read_text() == "--oneliner show job 71_3\nrequeue 71_3\n"
 
 
-@pytest.mark.parametrize("state", ["COMPLETING", "RUNNING", "CANCELLED"])
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED"])
 @pytest.mark.parametrize("reasons", [["SIGTERM"], ["SIGUSR2", "SIGTERM"]])
 def test_a_cancelled_job_is_not_requeued(
     scontrol: Callable[..., Path], run: Path, state: str, reasons: list[str]
@@ -86,6 +86,14 @@ def test_a_cancelled_job_is_not_requeued(
     end = after_stop(reasons, run, IN_SLURM)
     assert (end.code, end.cause) == (Exit.DO_NOT_REQUEUE, "cancelled")
     assert "requeue" not in asked.read_text()
+
+
+def test_a_sigterm_that_is_not_slurms_is_left_to_the_batch_script(scontrol: Callable[..., Path], run: Path) -> None:
+    """srun sends it to all when one rank was killed, for example while it started up: found by the drill."""
+    asked = scontrol(state="RUNNING")
+    end = after_stop(["SIGTERM"], run, IN_SLURM)
+    assert (end.code, end.cause) == (Exit.REQUEUE, "stopped")
+    assert asked.read_text() == "--oneliner show job 71_3\n"
 
 
 def test_what_slurm_has_requeued_already_is_left_to_it(scontrol: Callable[..., Path], run: Path) -> None:

@@ -37,6 +37,14 @@ def test_a_killed_rank_comes_back_and_is_written_down(tmp_path: Path) -> None:
     assert (history(run)[0].cause, history(run)[0].words[:24]) == ("killed", "a rank was killed by SIG")
 
 
+def test_a_peer_that_srun_has_stopped_does_not_hide_a_kill(tmp_path: Path) -> None:
+    run = empty_run(tmp_path)
+    said = "stopped by SIGTERM, though SLURM has not ended the job: a peer has failed?"
+    add_attempt(run, saved=5, farewell="SIGTERM", end=(75, said, "stopped"))
+    assert told(run, 137) == "requeue"
+    assert history(run)[0].cause == "killed"
+
+
 def test_an_error_is_not_taken_for_a_kill(tmp_path: Path) -> None:
     """Its peers are killed by srun afterwards, and that is the code that srun leaves with."""
     run = empty_run(tmp_path)
@@ -77,7 +85,8 @@ def test_a_container_without_scontrol_is_asked_for_from_outside(tmp_path: Path) 
     said = "stopped by SIGTERM; could not be requeued: scontrol is not on the PATH"
     add_attempt(run, saved=5, farewell="SIGTERM", end=(75, said, "stopped"))
     assert told(run, 75, PreemptTime="2026-11-24T02:12:00") == "requeue"
-    assert told(run, 75) == "stay", "SIGTERM without preemption is scancel"
+    assert told(run, 75) == "requeue", "nor did anybody cancel it"
+    assert told(run, 75, JobState="COMPLETING") == "stay", "SIGTERM without preemption is scancel"
 
 
 def test_bad_nodes_are_kept_away_from(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_a_command_that_cannot_be_carried_out_trains_nothing(tmp_path: Path, cap
         "holds a drill already": ["--cluster", "local", "--out-dir", str(tmp_path / "old")],
         "known here": ["--cluster", "local", "--kinds", "earthquake", "--out-dir", str(tmp_path / "new")],
         "unknown key": ["--cluster", "local", "--out-dir", str(tmp_path / "new"), "optim.learning_rate=1"],
+        "is this machine alone": ["--cluster", "local", "--out-dir", str(tmp_path / "new"), "cluster.nodes=2"],
     }
     for words, arguments in cases.items():
         assert main(["--cfg", "digits_lt.yaml", *arguments]) == 78

@@ -28,7 +28,9 @@ def options(slurm: Path, number: int) -> set[str]:
 
 def test_a_chain_is_one_job_after_the_other(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("--chain", "3") == 0
-    assert "a chain of 3 jobs" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "a chain of 3 jobs" in out
+    assert out.count("run folder: ") == 1
     run = place / "runs" / "small"
     assert jobs_of_launch(run, "4243") == ["4242", "4243", "4244"]
     assert last_job(run).job_id == "4244"  # type: ignore[union-attr]
@@ -160,6 +162,8 @@ def test_after_a_sweep_that_was_only_prepared(place: Path, slurm: Path, capsys: 
     ("after", "words"),
     [
         ("runs/nowhere", "'runs/nowhere' is neither the id of a job nor the folder of a run"),
+        ("small", "Did you mean runs/small?"),
+        ("99999", "SLURM knows no job 99999"),  # it would start the new job at once
         ("runs/small", "is not finished, and its job 4242 has ended"),
     ],
 )
@@ -190,10 +194,11 @@ def test_resume_takes_the_run_as_it_is(
 
 
 def test_resume_goes_alone(place: Path, slurm: Path, started: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--resume", "runs/nowhere"], ["--resume", "runs/small", "--name", "other"]):
+    for words in (["--resume", "runs/nowhere"], ["--resume", "small"], ["--resume", "runs/small", "--name", "other"]):
         with pytest.raises(SystemExit) as left:
             main(words)
         assert left.value.code == 78
     said = capsys.readouterr().err
-    assert "nowhere is not a run folder" in said
+    assert "nowhere is not a run folder (no config.yaml). Which runs there are: python -m hrdc_hpc.status" in said
+    assert "Did you mean runs/small?" in said
     assert "leave out --cfg, --name and --out-dir" in said

@@ -233,6 +233,8 @@ def test_follow_without_a_job(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert launch("--prepare") == 0
     assert main(["--follow", "runs/small"]) == 78
     assert "no job was submitted" in capsys.readouterr().err
+    assert main(["--follow", "small"]) == 78
+    assert "Did you mean runs/small?" in capsys.readouterr().err
 
 
 def test_a_job_number_of_another_process_is_not_this_runs(started: Path) -> None:

@@ -69,7 +69,7 @@ def test_ctrl_c_waits_for_sbatch_and_the_job_is_written_down(
     output, _ = submitting.communicate(timeout=30)
     assert submitting.returncode == 130, output
     assert "job 4242 is in the queue" in output
-    assert "scancel 4242" in output
+    assert "status cancel" in output
     assert "Traceback" not in output
     job = last_job(place / "runs" / "small")
     assert job

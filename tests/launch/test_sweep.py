@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import hrdc_hpc
-from hrdc_hpc.cluster import array
+from hrdc_hpc.cluster import array, sweep, sweep_follow, sweep_members
 from hrdc_hpc.cluster.jobs import Job, cut_off, last_job, note_job
 from hrdc_hpc.config.load import load
 from hrdc_hpc.launch import main
@@ -105,8 +106,9 @@ def test_one_array_of_ordinary_runs_that_share_the_code(
     assert [(entry["job_id"], entry["elements"]) for entry in noted["arrays"]] == [("4242", NAMES)]
     assert not [path for path in folder.rglob("*") if path.name == "launch" or path.suffix == ".tmp"]
     out = capsys.readouterr().out
-    assert "6 elements x 1 nodes x 1 CPUs x 60 minutes = at most 6 CPU-hours, 16 elements at a time" in out
-    assert "--follow" in out
+    assert "6 elements x 1 nodes x 1 CPUs x 60 minutes = at most 6 CPU-hours, 6 elements at a time" in out
+    assert f"--follow {shlex.quote(str(folder))}" in out
+    assert f"status cancel {shlex.quote(str(folder))}" in out
 
 
 def test_a_swept_component_that_the_config_has_keeps_its_options(place: Path) -> None:
@@ -136,8 +138,15 @@ def test_prepare_submits_nothing_and_what_it_prints_does(
 
 
 def test_an_array_waits_for_another_job(place: Path, slurm: Path) -> None:
+    queue(slurm, "RUNNING|None")
     assert launch("--after", "77", *SWEEP) == 0
     assert "#SBATCH --dependency=afterok:77\n" in (slurm / "given.sbatch").read_text()
+
+
+def test_an_element_whose_job_slurm_has_forgotten_is_not_followed_as_running(submitted: Path) -> None:
+    watch = sweep_follow.Watch(sweep_members.of_sweep(sweep.read(submitted)))
+    watch.look()
+    assert [one.word for one in watch.elements] == ["finished"] + 5 * ["ending"]
 
 
 # what is left of a sweep
@@ -290,7 +299,9 @@ def test_what_is_there_and_is_no_sweep_is_left_alone(
 def test_a_refusal_of_sbatch_leaves_no_sweep(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (slurm / "refusal").write_text("sbatch: error: invalid account\n")
     assert launch(*SWEEP) == 1
-    assert "sbatch did not take the array: sbatch: error: invalid account" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "sbatch did not take the array: sbatch: error: invalid account" in said
+    assert said.count("invalid account") == 1
     assert list((place / "runs").iterdir()) == []
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from hrdc_hpc import status
+from hrdc_hpc.cluster import sweep
 from hrdc_hpc.cluster.jobs import Job, note_job
 from hrdc_hpc.cluster.overview import Overview
 from hrdc_hpc.cluster.results import print_result
+from hrdc_hpc.config.grid import elements
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import Lease
 from hrdc_hpc.record.metrics import MetricsWriter
@@ -121,7 +123,8 @@ def test_the_page_of_a_run(place: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_json_has_the_documented_keys(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main(["--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told.keys() == {"time", "slurm", "runs"}
+    assert told.keys() == {"time", "slurm", "runs", "sweeps"}
+    assert told["sweeps"] == []
     assert told["slurm"] == "asked"
     assert len(told["runs"]) == 5
     assert all(run.keys() == {field.name for field in fields(Overview)} for run in told["runs"])
@@ -130,6 +133,41 @@ def test_json_has_the_documented_keys(place: Path, capsys: pytest.CaptureFixture
     assert [attempt["cause"] for attempt in run["attempts_list"]] == ["node lost", "running"]
     assert sum(run["goodput"]["share"].values()) == pytest.approx(1)
     assert run["goodput"]["repeated_steps"] == 1
+
+
+@pytest.fixture
+def swept(place: Path) -> Path:
+    """A sweep over two methods and two seeds: one finished, one failed, two wait."""
+    grid = {"method": ["hrdc", "ce"], "seed": ["0", "1"]}
+    made = sweep.Sweep(path=place / "swept", grid=grid, elements=elements(grid), cfg="c.yaml", command=[])
+    made.path.mkdir()
+    sweep.write(made)
+    for number, element in enumerate(made.elements):
+        run = empty_run(made.path, element.name)
+        note_job(run, Job("slurm", f"9_{number}", time.time()))
+    add_attempt(made.run(made.elements[0]), job="9_0", farewell="finished", steps=5)
+    RunFolder(made.run(made.elements[0])).write_summary(SUMMARY)
+    add_attempt(made.run(made.elements[1]), job="9_1", end=(78, "ValueError: no such file", None))
+    return made.path
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_sweep_tells_its_results_and_how_to_go_on(
+    swept: Path, slurm: FakeSlurm, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm.queue(*(f"9_{n}|PENDING|N/A|100||JobArrayTaskLimit" for n in (2, 3)))
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert status.main(["swept"]) == 0
+    out = capsys.readouterr().out
+    table = out[out.index("sweep swept") :].splitlines()
+    assert "1 of 2" in " ".join(table)
+    assert "75.00" in " ".join(table), "of the finished one's many-shot classes"
+    assert "…" not in out, "no figure is cut"
+    assert f"1 did not finish; to submit what is left:  python -m hrdc_hpc.launch --resubmit-failed {swept}" in out
+    assert status.main(["swept", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["sweeps"]
+    assert told["sweep"] == str(swept)
+    assert [(len(row["finished"]), row["mean"]["many"]) for row in told["results"]] == [(1, 0.75), (0, None)]
 
 
 def test_that_slurm_was_not_asked_is_said_once(
