@@ -98,11 +98,13 @@ def answer(run: Path, rc: int, shown: Mapping[str, str], job_id: str, restart: i
         return " ".join(["cancel", *rest]) if rest else "stay", "the run is finished"
     if not shown:
         return "again", "SLURM does not answer: nobody knows whether the job is cancelled"
-    if has_requeued(shown, restart):
+    mine = [end for end in _lines(run / "logs" / "ends.jsonl") if str(end.get("job_id")) == job_id]
+    mine = [end for end in mine if int(end.get("restart_count", 0)) == restart]
+    if has_requeued(shown, restart) or any(_was_requeued(end) for end in mine):
         return "stay", "SLURM has requeued it already"
     if not _still_ours(shown):
         return "stay", f"SLURM says {shown.get('JobState', 'nothing')}"
-    _note(run, rc, job_id, restart)
+    _note(run, rc, job_id, restart, mine)
     judged = judge_after(run, job_id, restart, _cause_untold(run, shown, job_id, restart))
     if not judged.comes_back:
         return "stay", f"does not come back: {judged.why}"
@@ -117,6 +119,11 @@ def _still_ours(shown: Mapping[str, str]) -> bool:
     return shown.get("JobState") in ("RUNNING", "TIMEOUT") or shown.get("Reason") == "TimeLimit" or preempted
 
 
+def _was_requeued(end: Mapping[str, Any]) -> bool:
+    """Whether it is the end that rank 0 writes once SLURM has requeued the job (requeue.after_stop)."""
+    return end.get("code") == Exit.REQUEUE and end.get("cause") not in (None, "stopped")
+
+
 def _cause_untold(run: Path, shown: Mapping[str, str], job_id: str, restart: int) -> Cause | None:
     """The cause of a stop after which rank 0 could not ask SLURM (in a container); None where its records tell.
 
@@ -129,13 +136,11 @@ def _cause_untold(run: Path, shown: Mapping[str, str], job_id: str, restart: int
     return cause_of_stop([last.words.removeprefix("stopped by ").partition(";")[0]], shown)[0]
 
 
-def _note(run: Path, rc: int, job_id: str, restart: int) -> None:
+def _note(run: Path, rc: int, job_id: str, restart: int, mine: Sequence[Mapping[str, Any]]) -> None:
     """Write down that a rank was killed, if none of them could: their errors are only the echo.
 
     And how a start ended that wrote nothing: what is not written down cannot be counted.
     """
-    ends = [end for end in _lines(run / "logs" / "ends.jsonl") if str(end.get("job_id")) == job_id]
-    mine = [end for end in ends if int(end.get("restart_count", 0)) == restart]
     first = min(mine, key=lambda end: float(end["time"]), default=None)
     echo = first is not None and (
         first.get("cause") == "stopped" or any(words in str(first["reason"]) for words in _LOST_PEER)

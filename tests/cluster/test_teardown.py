@@ -139,12 +139,18 @@ def test_a_second_job_of_the_run_stays_away(tmp_path: Path) -> None:
     assert told(run, 78) == "stay"
 
 
-def test_what_rank_0_has_requeued_is_not_requeued_again(tmp_path: Path) -> None:
-    """SLURM may go on showing why it stopped; a requeue that it refuses would keep the batch script busy."""
+@pytest.mark.parametrize("restarts", ["0", "1"])
+def test_what_rank_0_has_requeued_is_not_requeued_again(tmp_path: Path, restarts: str) -> None:
+    """24.11 shows PreemptTime on, and may count later; a requeue that it refuses would keep the batch script busy."""
     run = empty_run(tmp_path)
     add_attempt(run, saved=5, farewell="SIGTERM", end=(75, "preempted", "preempted"))
-    assert told(run, 75, JobState="COMPLETING", PreemptTime="2026-11-24T02:12:00", Restarts="1") == "stay"
-    assert told(run, 75, JobState="COMPLETING", PreemptTime="2026-11-24T02:12:00", Restarts="0") == "requeue"
+    assert told(run, 75, JobState="COMPLETING", PreemptTime="2026-11-24T02:12:00", Restarts=restarts) == "stay"
+
+
+def test_what_slurm_has_requeued_by_itself_is_left_to_it(tmp_path: Path) -> None:
+    run = empty_run(tmp_path)
+    add_attempt(run, saved=5)
+    assert told(run, 137, JobState="COMPLETING", PreemptTime="2026-11-24T02:12:00", Restarts="1") == "stay"
 
 
 def test_a_stop_that_srun_ended_with_a_kill_is_still_a_stop(tmp_path: Path) -> None:
