@@ -11,7 +11,7 @@ from hrdc_hpc.record import health
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_metrics, read_raw
 
-from faulty import StopAtEvaluation, train_on_nodes
+from faulty import StopAtEvaluation, train_but_rank_1_cannot_count, train_on_nodes
 from ranks import Ranks
 from runs import differing, final_state, learnt, make_run
 
@@ -59,6 +59,7 @@ def test_passing_fault_leaves_no_trace_in_the_weights(
         assert learnt(run) == learnt(straight)
 
 
+@pytest.mark.slow
 def test_fault_that_comes_again_is_skipped_and_the_run_goes_on(straight: Path, tmp_path: Path, digits: Path) -> None:
     run, ranks = poisoned(tmp_path, digits, "repeats", "nan@7 nan@8")
     ranks.finish()
@@ -71,6 +72,14 @@ def test_fault_that_comes_again_is_skipped_and_the_run_goes_on(straight: Path, t
     lost = {r["step"]: r["loss"] for r in read_metrics(RunFolder(run)) if r["kind"] == "train"}
     assert lost[8] is None
     assert lost[36] is not None
+
+
+@pytest.mark.slow
+def test_ranks_go_back_together_though_only_one_skipped_a_step(straight: Path, tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "alone")
+    Ranks(run, 2, target=train_but_rank_1_cannot_count).finish(60)
+    assert [outcome for _, outcome, _ in seen(run)] == ["replaying", "transient"]
+    assert differing(final_state(straight), final_state(run)) == []
 
 
 @pytest.mark.slow

@@ -125,6 +125,43 @@ def train_but_opening_takes_long(run: Path, place: Place, stop: Stop) -> None:
     trainer.train(run, place, stop)
 
 
+def train_but_rank_1_cannot_count(run: Path, place: Place, stop: Stop) -> None:
+    """Train; the device of rank 1 finds gradients not finite that are, once, at its eighth step."""
+    from hrdc_hpc.engine import trainer
+
+    step, over = trainer.Run._train_step, place.rank != 1
+
+    def wrong(self: trainer.Run, number: int, batches: object) -> None:
+        nonlocal over
+        step(self, number, batches)  # type: ignore[arg-type]
+        if number == 7 and not over:
+            over = True
+            self.parts.step.nonfinite += 1
+            next(iter(self.parts.step.network.parameters())).data.mul_(2)
+
+    trainer.Run._train_step = wrong  # type: ignore[method-assign]
+    trainer.train(run, place, stop)
+
+
+def train_with_little_patience_to_meet(run: Path, place: Place, stop: Stop) -> None:
+    """Train; the groups' own patience is 2 s, and rank 1 needs 4 s for the data set."""
+    from hrdc_hpc.engine import parts, processes, trainer
+
+    meet, open_split = processes._group, parts.open_split
+
+    def impatient(*arguments: Any) -> Any:
+        processes.START_TIMEOUT_S = 2
+        return meet(*arguments)
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        if place.rank == 1:
+            time.sleep(2)  # for each split
+        return open_split(*arguments, **more)
+
+    processes._group, parts.open_split = impatient, slow
+    trainer.train(run, place, stop)
+
+
 def wait_in_vain(run: Path, place: Place, stop: Stop) -> None:
     """Rank 0 meets rank 1, then waits for it in a collective, with little patience; rank 1 does something else."""
     from hrdc_hpc.config.schema import Compute
@@ -135,7 +172,7 @@ def wait_in_vain(run: Path, place: Place, stop: Stop) -> None:
         processes.barrier()
         processes.set_timeout(1)
         if place.rank == 1:
-            time.sleep(8)
+            time.sleep(3)
             os._exit(0)
         began = time.monotonic()
         try:
