@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 
@@ -13,60 +13,29 @@ from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.data.batch import Batch
 from hrdc_hpc.data.plan import samples_digest
 from hrdc_hpc.engine import checkpoint
-from hrdc_hpc.engine.agreement import Agreement
 from hrdc_hpc.engine.announce import say_what_runs, use_per_image_s
+from hrdc_hpc.engine.around import Around, Outcome
 from hrdc_hpc.engine.checkpoint import better
-from hrdc_hpc.engine.deadline import Deadline
 from hrdc_hpc.engine.ema import ema_weight
 from hrdc_hpc.engine.evaluation import Accuracy, Interrupted
-from hrdc_hpc.engine.faults import Faults
-from hrdc_hpc.engine.journal import Journal, Meter
+from hrdc_hpc.engine.journal import Meter
 from hrdc_hpc.engine.learning_rate import learning_rate
 from hrdc_hpc.engine.nonfinite import NonFinite
 from hrdc_hpc.engine.parts import Parts, rehearse, step_draws
-from hrdc_hpc.engine.peers import Peers
-from hrdc_hpc.engine.place import Place
 from hrdc_hpc.engine.processes import Processes
-from hrdc_hpc.engine.profile import Profiler
 from hrdc_hpc.engine.resume import Beginning, go_back, resume
 from hrdc_hpc.engine.saving import Saving
 from hrdc_hpc.engine.state import state_bytes
 from hrdc_hpc.engine.step import EMA_WEIGHT, LR, POISON
-from hrdc_hpc.engine.watchdog import GOING_BACK, SAVE, TRACE, Watchdog
+from hrdc_hpc.engine.watchdog import GOING_BACK, SAVE, TRACE
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.health import Home, note
-from hrdc_hpc.record.lease import Lease
 from hrdc_hpc.record.metrics import read_metrics
 
 log = logging.getLogger(__name__)
 
 _DO_AGAIN = "do steps again"
 """Why the loop is left, beside the reasons to stop."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended."""
-
-    finished: bool
-    reason: str
-    step: int
-
-
-@dataclass(frozen=True)
-class Around:
-    """What a run has around its parts on one rank: who is told, who is asked, who looks on."""
-
-    place: Place
-    lease: Lease | None
-    journal: Journal
-    profiler: Profiler
-    agreement: Agreement
-    deadline: Deadline
-    watchdog: Watchdog
-    peers: Peers
-    faults: Faults
-    homes: list[Home]
 
 
 class Run:
@@ -141,6 +110,7 @@ class Run:
 
     def _begin(self, beginning: Beginning) -> None:
         self.step = self.saving.step = beginning.step
+        self._slow_since = self.agreement.questions
         self.best, self.evaluated = beginning.best, beginning.evaluated
         self.nonfinite.restored()
 
@@ -228,7 +198,10 @@ class Run:
         if self._evaluation_due(done) and (reason := self._evaluate()):
             return reason
         if self._save_due(done):
-            self._save()
+            if self.nonfinite.undecided:
+                self._owes_save = True
+            else:
+                self._save()
         if done == self.last_step:  # what is trained to the end is not stopped any more
             return None
         reason = self.agreement.reason()

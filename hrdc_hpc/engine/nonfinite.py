@@ -73,6 +73,11 @@ class NonFinite:
         """Whether steps are being done again: then the host looks after each."""
         return self._replay is not None
 
+    @property
+    def undecided(self) -> bool:
+        """Whether a step that is being done again was skipped again, and there is no verdict yet."""
+        return bool(self._replay and self._replay.skipped)
+
     def restored(self) -> None:
         """Take what the restored state has skipped as seen."""
         self._read()
@@ -85,7 +90,7 @@ class NonFinite:
         Asked by all ranks; waits for the device.
         """
         self._read()
-        return self._count > self._seen or bool(self._replay and self._replay.skipped)
+        return self._count > self._seen or self.undecided
 
     def _read(self) -> None:
         """Take the largest counts of all ranks."""

@@ -18,10 +18,11 @@ from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.engine import health, journal
 from hrdc_hpc.engine.agreement import Agreement
 from hrdc_hpc.engine.announce import note_left_out
+from hrdc_hpc.engine.around import Around, Outcome
 from hrdc_hpc.engine.deadline import Deadline
 from hrdc_hpc.engine.faults import Faults
 from hrdc_hpc.engine.journal import Journal, RunJournal, SilentJournal, kept
-from hrdc_hpc.engine.loop import Around, Outcome, Run
+from hrdc_hpc.engine.loop import Run
 from hrdc_hpc.engine.parts import build_parts, open_images
 from hrdc_hpc.engine.peers import Peers, Sign
 from hrdc_hpc.engine.place import Place, Stop, Stopped

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from hrdc_hpc.cluster import exit_codes
+from hrdc_hpc.engine import health as health_check
 from hrdc_hpc.engine.faults import Fault, Faults, parse
 from hrdc_hpc.record import health
 from hrdc_hpc.record.folder import RunFolder
@@ -40,6 +42,15 @@ def test_check_is_quick_and_recorded(tmp_path: Path, digits: Path) -> None:
     (record,) = [r for r in read_metrics(RunFolder(run)) if r["kind"] == "health"]
     assert record["nodes"] == ["n0", "n1"]
     assert 0 < record["seconds"] < 1
+
+
+def test_node_without_a_temporary_folder_is_ill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    trouble = health_check._temporary_trouble()
+    assert trouble
+    assert trouble.whose == "node"
+    assert "No usable temporary directory" in trouble.what
 
 
 def test_faults_are_read_strictly() -> None:

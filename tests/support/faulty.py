@@ -49,6 +49,19 @@ class StopAtEvaluation(NeverStop):
         return "SIGTERM" if any(r["name"] == "evaluate" and r["step"] >= self.step for r in marks) else None
 
 
+class StopInReplay(NeverStop):
+    """Told to stop once the run's trace shows that steps are done again."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def reason(self) -> str | None:
+        from hrdc_hpc.record.folder import RunFolder
+        from hrdc_hpc.record.metrics import read_raw
+
+        return "SIGTERM" if any(r.get("outcome") == "replaying" for r in read_raw(RunFolder(self.run))) else None
+
+
 def train_on_nodes(run: Path, place: Place, stop: Stop) -> None:
     """Train; every rank has a node of its own, n0, n1 ..., as far as the record goes."""
     from hrdc_hpc.engine import trainer
