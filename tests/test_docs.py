@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "records").glob("*.md"))]
+FEATURES = ROOT / "docs" / "features.md"
+PAGES = [
+    ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "records").glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -23,3 +28,37 @@ def test_named_files_are_there(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
     for config in re.findall(r"--cfg (\w+\.yaml)", page.read_text()):
         assert config == "flowers.yaml" or (ROOT / "configs" / config).is_file(), config
+
+
+def rows_of_features() -> list[list[str]]:
+    """Cells of each row: number, feature, six peers, ours."""
+    lines = [line for line in FEATURES.read_text().splitlines() if re.match(r"\| \d+ \|", line)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def names_of_tests(text: str) -> list[str]:
+    return re.findall(r"`(tests/[^`\s]*::[^`\s]*)`", text)
+
+
+def test_the_table_of_features_is_whole() -> None:
+    rows = rows_of_features()
+    assert [int(row[0]) for row in rows] == list(range(1, 57))
+    for number, feature, *peers, ours in rows:
+        assert len(peers) == 6, number
+        assert set(peers) <= {"Y", "P", "N"}, f"{number} {feature}"
+        assert re.match(r"Y[:;,] |[PN]: \w", ours), f"{number} {feature}: {ours}"
+        assert ours[0] != "Y" or names_of_tests(ours), f"{number} {feature}: a Y without a test"
+    counted = {letter: sum(row[-1][0] == letter for row in rows) for letter in "YPN"}
+    assert "{Y} Y, {P} P and {N} N".format(**counted) in FEATURES.read_text()
+
+
+def test_every_test_that_features_name_is_there() -> None:
+    named = names_of_tests(FEATURES.read_text())
+    assert len(named) == FEATURES.read_text().count("::"), "one is written so that it is not found"
+    there: dict[str, set[str]] = {}
+    for file in {name.partition("::")[0] for name in named}:
+        source = (ROOT / file).read_text() if (ROOT / file).is_file() else ""
+        there[file] = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    missing = [name for name in named if name.partition("::")[2] not in there[name.partition("::")[0]]]
+    assert missing == []
+    assert [name for name in named if not name.partition("::")[2].startswith("test_")] == []

@@ -15,6 +15,10 @@ TIMEOUT_S = 20
 """How long one call may take; a busy controller answers in seconds."""
 
 
+_IN_THE_QUEUE = "Job is pending execution"
+"""scontrol's words for ESLURM_JOB_PENDING."""
+
+
 class SchedulerError(RuntimeError):
     """SLURM cannot be asked, or refused."""
 
@@ -88,13 +92,18 @@ def jobs_of_mine() -> int:
 
 
 def requeue(job_id: str, tries: int = 4, pause_s: float = 2.0) -> None:
-    """Put a running job back into the queue; asks again while the controller restarts. Raises SchedulerError."""
+    """Put a running job back into the queue; asks again while the controller restarts. Raises SchedulerError.
+
+    One that SLURM has put there already is no error: 24.11 does so with a preempted job before its grace is over.
+    """
     for left in reversed(range(tries)):
         try:
             call("scontrol", "requeue", job_id)
         except NoSuchJob:
             raise
-        except SchedulerError:
+        except SchedulerError as error:
+            if _IN_THE_QUEUE in str(error):
+                return
             if not left:
                 raise
             time.sleep(pause_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -255,10 +256,24 @@ class Cluster:
             accounting_port=ports[1],
         )
         folder.conf.write_text(slurm_conf(settings, folder, place))
+        # newer slurmds look for cgroups unless told not to; older ones do not know the word, and do not look
+        if _version() >= _CGROUPS_CAN_BE_OFF:
+            (folder.path / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
         if settings.gpus:
             _make_gpus(folder, settings.gpus)
             folder.gres_conf.write_text(gres_conf(settings, folder))
         return place
+
+
+def _version() -> tuple[int, int]:
+    """Of the slurmctld on this machine, e.g. (22, 5)."""
+    program = find("slurmctld") or "slurmctld"
+    told = subprocess.run([program, "-V"], capture_output=True, text=True, check=False, timeout=10).stdout
+    match = re.search(r"(\d+)\.(\d+)", told)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+_CGROUPS_CAN_BE_OFF = (23, 11)
 
 
 def _make_gpus(folder: Folder, count: int) -> None:

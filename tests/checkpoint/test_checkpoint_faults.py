@@ -355,6 +355,30 @@ def test_failing_disk_at_any_call(call: str, copy: Path, monkeypatch: pytest.Mon
     assert names(copy) == ["step-00000001", "step-00000002", "step-00000003"]
 
 
+def test_files_are_on_disk_before_they_have_their_name_and_the_name_afterwards(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def flush(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def move(path: Path, target: Path) -> Path:
+        done.append(f"rename to {target.name}")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", flush)
+        patch.setattr(Path, "rename", move)
+        save(copy, 4)
+    state, manifest, aside, *rest = done
+    assert (state, manifest) == (STATE, MANIFEST)
+    assert aside.startswith(".tmp-step-00000004")
+    assert rest == ["rename to step-00000004", "checkpoints"]
+
+
 # kills
 
 KILLS = 30

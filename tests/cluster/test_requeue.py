@@ -127,6 +127,15 @@ def test_a_controller_that_restarts_is_asked_again(scontrol: Callable[..., Path]
     assert asked.read_text() == "--oneliner show job 71_3\n" + "requeue 71_3\n" * 3
 
 
+def test_a_job_that_is_in_the_queue_already_is_requeued(scontrol: Callable[..., Path], run: Path) -> None:
+    """Seen on 24.11, which puts a preempted job back before its grace is over."""
+    said = "Job is pending execution for job 71_3\n"
+    asked = scontrol(preempt="2026-11-24T02:12:00", failures=said)
+    end = after_stop(["SIGTERM"], run, IN_SLURM)
+    assert (end.code, end.cause) == (Exit.REQUEUE, "preempted")
+    assert asked.read_text().count("requeue") == 1
+
+
 def test_no_requeue_is_said_and_the_code_still_asks_for_it(
     scontrol: Callable[..., Path], run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -295,6 +295,8 @@ def test_utilisation_is_the_share_of_the_peak(tmp_path: Path, single: Processes)
         reading = run.meter.read(3)
     wanted = reading["images_per_s"] * flops_per_image(parts.step.network, 8) / 1e9
     assert reading["mfu"] == pytest.approx(wanted)
+    # 5 steps an epoch, 4 epochs, 3 steps done
+    assert reading["eta_s"] == pytest.approx(17 * 24 / reading["images_per_s"])
     assert {"compute", "communication", "optimizer", "data_wait"} <= set(reading)
     assert 0.2 < sum(reading[name] for name in ("compute", "communication", "optimizer", "data_wait")) <= 1
     assert reading["communication"] < 0.01  # one rank

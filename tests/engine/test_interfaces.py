@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -11,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
-from hrdc_hpc.engine import interfaces
+from hrdc_hpc.engine import interfaces, processes
+from hrdc_hpc.engine.place import NeverStop, Place
 
 
 def test_loopback_is_found_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +45,18 @@ def test_a_name_that_stands_for_loopback_comes_last(
     monkeypatch.setattr(interfaces, "addresses", lambda: own)
     monkeypatch.setattr(socket, "gethostbyname", lambda _: named)
     assert interfaces.reachable_as("node7") == expected
+
+
+def test_no_port_is_guessed(tmp_path: Path) -> None:
+    """Ten jobs that start at once on one host: each rank 0 gets a free port, and its peers find it there."""
+    places = [Place(0, 1, 0, 1, tmp_path / f"{number}.json", {"job_id": str(number)}) for number in range(10)]
+    stores = [processes._meet(place, NeverStop()) for place in places]
+    told = [json.loads(place.rendezvous.read_text()) for place in places]
+    assert len({one["port"] for one in told}) == 10
+    for number, (one, store) in enumerate(zip(told, stores, strict=True)):
+        peer = TCPStore(one["hosts"][0], one["port"], 1, is_master=False)
+        peer.set("job", str(number))
+        assert store.get("job") == str(number).encode()
 
 
 def ip(*arguments: str) -> None:

@@ -13,9 +13,9 @@ from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.files import write_text_durably
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import Lease
-from hrdc_hpc.record.metrics import read_raw
+from hrdc_hpc.record.metrics import read_metrics, read_raw
 
-from faulty import EndsAt, SaveFile, train_but_opening_takes_long
+from faulty import EndsAt, SaveFile, train_but_opening_takes_long, train_told_on_rank_1
 from ranks import Ranks, StopWhen
 from runs import differing, final_state, make_run
 
@@ -108,6 +108,20 @@ def test_save_file_saves_on_all_ranks_and_goes_on(
         assert 1 <= steps[0] <= 9
         assert steps[1] == 12
     assert differing(final_state(straight), final_state(run)) == []
+
+
+def test_told_on_one_rank_all_stop_at_the_same_step(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "one-told", "optim.epochs=100", "checkpoint.every_steps=100000")
+    flag = tmp_path / "stop"
+    ranks = Ranks(run, 2, stop=StopWhen(flag), target=train_told_on_rank_1)
+    while not any(r["kind"] == "train" and r["step"] >= 7 for r in read_metrics(RunFolder(run))):
+        assert ranks.alive(), ranks.logs()
+    flag.touch()
+    ranks.finish(40)  # a rank that went on would wait for its peer in vain
+    (end,) = [r for r in read_raw(RunFolder(run)) if r["kind"] == "end"]
+    assert end["reason"] == "SIGUSR2"
+    trained = [r["step"] for r in read_metrics(RunFolder(run)) if r["kind"] == "train"]
+    assert final_state(run)["step"] == trained[-1] < 1200
 
 
 def nothing_is_lost(run: Path, ranks: Ranks) -> None:

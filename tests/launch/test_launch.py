@@ -78,6 +78,24 @@ def test_the_sbatch_text(place: Path, capsys: pytest.CaptureFixture[str], name: 
     assert text == (GOLDEN / f"{name}.sbatch").read_text()
 
 
+@pytest.mark.parametrize(
+    ("preset", "lines"),
+    [
+        ("none", []),
+        ("infiniband", ["export NCCL_NET=IB"]),
+        ("ethernet", ["export NCCL_NET=Socket", "export NCCL_IB_DISABLE=1"]),
+        ("efa", ["export FI_PROVIDER=efa"]),
+        ("slingshot", ["export FI_MR_CACHE_MONITOR=userfaultfd", "export NCCL_SOCKET_IFNAME=hsn"]),
+    ],
+)
+def test_presets_of_the_network(place: Path, capsys: pytest.CaptureFixture[str], preset: str, lines: list[str]) -> None:
+    assert launch("--dry-run", f"cluster.nccl={preset}") == 0
+    text = capsys.readouterr().out.partition("\n# the run's config.yaml")[0]
+    told = [line for line in text.splitlines() if line.startswith(("export NCCL", "export FI_"))]
+    assert set(lines) <= set(told)
+    assert bool(told) == bool(lines)
+
+
 def test_what_is_submitted_is_what_dry_run_prints(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--partition", "gpu", "--sbatch", "mail-type=END"]
     assert launch("--dry-run", *arguments) == 0

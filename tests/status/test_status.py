@@ -212,6 +212,16 @@ def test_logs(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "stands for 2 runs" in capfd.readouterr().err
 
 
+def test_logs_of_an_element_by_its_index(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By the link that a launch makes in the sweep's folder for each element of an array."""
+    (place / "sweep" / "arrays" / "1").mkdir(parents=True)
+    for index in (0, 1):
+        (place / "sweep" / "arrays" / "1" / str(index)).symlink_to(place / "sweep" / f"s{index}")
+        (place / "sweep" / f"s{index}" / "logs" / f"8_{index}_0_log.out").write_text(f"element {index}\n")
+    assert status.main(["logs", "sweep/arrays/1/1"]) == 0
+    assert capfd.readouterr().out == "element 1\n"
+
+
 def test_a_finished_run_ends_with_its_goodput(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_result(SUMMARY, place / "done")
     last = capsys.readouterr().out.splitlines()[-2:]

@@ -101,6 +101,13 @@ def train_but_rank_1_fails_at_start(run: Path, place: Place, stop: Stop) -> None
     trainer.train(run, place, stop)
 
 
+def train_told_on_rank_1(run: Path, place: Place, stop: Stop) -> None:
+    """Train; only rank 1 can hear of a stop."""
+    from hrdc_hpc.engine import trainer
+
+    trainer.train(run, place, stop if place.rank == 1 else NeverStop())
+
+
 class EndsAt(NeverStop):
     """A job that the scheduler ends at the time in a file, once the file is there."""
 
