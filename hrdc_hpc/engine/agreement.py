@@ -47,6 +47,8 @@ class Agreement:
         self._period = 1
         self._save_asked = False
         self._pending: tuple[torch.Tensor, dist.Work] | None = None
+        self.questions = self.answers = 0
+        """How often all ranks were asked, and how many of these questions all of them have answered."""
         self._measure_anew()
 
     def reason(self) -> str | None:
@@ -97,6 +99,7 @@ class Agreement:
         flags = torch.tensor([code_of(reason), proposal, self._processes.first and self._stop.save_asked()])
         work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._processes.control, async_op=True)
         self._pending = (flags, work)
+        self.questions += 1
         self._measure_anew()
 
     def _collect(self) -> str | None:
@@ -105,6 +108,7 @@ class Agreement:
         flags, work = self._pending
         work.wait()
         self._pending = None
+        self.answers += 1
         code, period, save = flags.tolist()
         self._period = max(1, period)
         self._save_asked = self._save_asked or bool(save)

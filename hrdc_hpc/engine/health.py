@@ -66,7 +66,7 @@ def check(
     start = time.perf_counter()
     own = _device_trouble(processes.device)
     if place.local_rank == 0:  # one a node
-        own = own or _disk_trouble(Path(tempfile.gettempdir()), _NODE) or _folder_trouble(folder, keep_last)
+        own = own or _temporary_trouble() or _folder_trouble(folder, keep_last)
     if faults.unhealthy(homes[processes.rank]):
         own = Trouble("declared unhealthy by a fault injected on purpose")
     _agree(own, processes, place, folder, homes)
@@ -111,6 +111,14 @@ def _device_trouble(device: torch.device) -> Trouble | None:
     return None
 
 
+def _temporary_trouble() -> Trouble | None:
+    try:
+        place = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # none of the usual places can be written
+        return Trouble(str(error))
+    return _disk_trouble(place, _NODE)
+
+
 def _disk_trouble(place: Path, whose: str) -> Trouble | None:
     """Write, fsync and read back a small file."""
     probe = place / f"{TEMPORARY}health-{os.getpid()}-{secrets.token_hex(4)}"
@@ -135,8 +143,11 @@ def _folder_trouble(folder: RunFolder, keep_last: int) -> Trouble | None:
     trouble = _disk_trouble(folder.path, _FOLDER)
     if trouble:
         return trouble
-    free, inodes = shutil.disk_usage(folder.path).free, os.statvfs(folder.path)
-    one = _checkpoint_bytes(folder)
+    try:
+        free, inodes = shutil.disk_usage(folder.path).free, os.statvfs(folder.path)
+        one = _checkpoint_bytes(folder)
+    except OSError as error:
+        return Trouble(f"{folder.path}: cannot look there: {error.strerror or error}", _FOLDER)
     if one is not None and free < one:
         return Trouble(f"{folder.path}: {free} bytes are free, and a checkpoint takes {one}; make room", _FOLDER)
     wanted = (keep_last + 2) * one if one is not None else _ROOM_BYTES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 
@@ -13,59 +13,29 @@ from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.data.batch import Batch
 from hrdc_hpc.data.plan import samples_digest
 from hrdc_hpc.engine import checkpoint
-from hrdc_hpc.engine.agreement import Agreement
 from hrdc_hpc.engine.announce import say_what_runs, use_per_image_s
-from hrdc_hpc.engine.checkpoint import Saved, Saver, better
-from hrdc_hpc.engine.deadline import Deadline
+from hrdc_hpc.engine.around import Around, Outcome
+from hrdc_hpc.engine.checkpoint import better
 from hrdc_hpc.engine.ema import ema_weight
 from hrdc_hpc.engine.evaluation import Accuracy, Interrupted
-from hrdc_hpc.engine.faults import Faults
-from hrdc_hpc.engine.journal import Journal, Meter
+from hrdc_hpc.engine.journal import Meter
 from hrdc_hpc.engine.learning_rate import learning_rate
 from hrdc_hpc.engine.nonfinite import NonFinite
 from hrdc_hpc.engine.parts import Parts, rehearse, step_draws
-from hrdc_hpc.engine.peers import Peers
-from hrdc_hpc.engine.place import Place
 from hrdc_hpc.engine.processes import Processes
-from hrdc_hpc.engine.profile import Profiler
 from hrdc_hpc.engine.resume import Beginning, go_back, resume
-from hrdc_hpc.engine.state import about, capture, state_bytes
+from hrdc_hpc.engine.saving import Saving
+from hrdc_hpc.engine.state import state_bytes
 from hrdc_hpc.engine.step import EMA_WEIGHT, LR, POISON
-from hrdc_hpc.engine.watchdog import GOING_BACK, SAVE, TRACE, Watchdog
+from hrdc_hpc.engine.watchdog import GOING_BACK, SAVE, TRACE
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.health import Home, note
-from hrdc_hpc.record.lease import Lease
 from hrdc_hpc.record.metrics import read_metrics
 
 log = logging.getLogger(__name__)
 
 _DO_AGAIN = "do steps again"
 """Why the loop is left, beside the reasons to stop."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended."""
-
-    finished: bool
-    reason: str
-    step: int
-
-
-@dataclass(frozen=True)
-class Around:
-    """What a run has around its parts on one rank: who is told, who is asked, who looks on."""
-
-    place: Place
-    lease: Lease | None
-    journal: Journal
-    profiler: Profiler
-    agreement: Agreement
-    deadline: Deadline
-    watchdog: Watchdog
-    peers: Peers
-    faults: Faults
-    homes: list[Home]
 
 
 class Run:
@@ -85,10 +55,10 @@ class Run:
         self.last_step = self.per_epoch * config.optim.epochs
         self.step = 0
         """Optimizer steps done."""
-        self.saved_step = 0
-        """Steps that the newest checkpoint holds, also if it is still being written."""
-        self.slow_step = 0
-        """The last step after which something took long."""
+        self._slow_since: int | None = 0
+        """Questions that ranks had asked each other when something began for which rank 0 may need long; None: over."""
+        self._owes_save = False
+        """Whether somebody asked for a checkpoint that is not handed to the saver yet."""
         self.evaluated: Accuracy | None = None
         self.best: checkpoint.Best | None = None
         """The best evaluation up to this step, the same on every rank; only with data.holdout."""
@@ -99,8 +69,7 @@ class Run:
             config.optim.global_batch, self.last_step, parts.step.clock,
             use_per_image_s=use_per_image_s(config, parts, processes),
         )  # fmt: skip
-        self.saver: Saver | None = None
-        self._save_began: dict[int, float] = {}
+        self.saving = Saving(folder, config, parts, processes, around.journal, around.deadline)
         self._round_began: float | None = None
 
     def to_the_end(self) -> Outcome:
@@ -112,8 +81,7 @@ class Run:
             reason = self._finish_evaluation() or self._steps()
             outcome = self._leave(reason)
         finally:
-            if self.saver:
-                self.saver.close()
+            self.saving.close()
         self.journal.ended(outcome.reason)
         self.agreement.close()
         self.processes.barrier()
@@ -130,14 +98,7 @@ class Run:
         say_what_runs(self.parts, self.processes, self.journal, self.per_epoch, self.last_step)
         if self.lease:
             checkpoint.sweep(self.folder.checkpoints)
-            self.saver = Saver(
-                self.folder.checkpoints,
-                asynchronous=self.config.checkpoint.asynchronous,
-                keep_last=self.config.checkpoint.keep_last,
-                keep_best=self.config.checkpoint.keep_best,
-                lease_check=self.faults.slowly(self.lease.check),
-                on_saved=self._saved,
-            )
+            self.saving.open(self.faults.slowly(self.lease.check))
         self.watchdog.at("resuming", 0)
         beginning = resume(self.folder, self.config, self.parts, self.processes)
         self._begin(beginning or Beginning())
@@ -148,16 +109,17 @@ class Run:
         self.agreement.together()
 
     def _begin(self, beginning: Beginning) -> None:
-        self.step = self.saved_step = self.slow_step = beginning.step
+        self.step = self.saving.step = beginning.step
+        self._slow_since = self.agreement.questions
         self.best, self.evaluated = beginning.best, beginning.evaluated
         self.nonfinite.restored()
 
     def _go_back(self) -> None:
         """Restore the newest checkpoint, or the initial weights, because steps since then are done again."""
         self._takes_long(GOING_BACK)
-        if self.saver:
-            self.saver.wait()
+        self.saving.wait()
         self._begin(go_back(self.folder, self.config, self.parts, self.processes))
+        self.processes.barrier()  # any rank may read the checkpoint slowly: its peers wait here, not in the next step
 
     def _suspect(self, what: str, home: Home) -> None:
         note(self.folder, self.around.place.job, "nonfinite", what, home)
@@ -232,21 +194,33 @@ class Run:
         if self._log_due(done):
             self._log(done, next(iter(batches.values())))
         self.watchdog.step_ended(done, count=counts)
-        if done == 1 + self.slow_step or self._log_due(done):
-            self._no_longer_slow()
         self._trace(done)
         if self._evaluation_due(done) and (reason := self._evaluate()):
             return reason
         if self._save_due(done):
-            self._save()
+            if self.nonfinite.undecided:
+                self._owes_save = True
+            else:
+                self._save()
         if done == self.last_step:  # what is trained to the end is not stopped any more
             return None
         reason = self.agreement.reason()
-        if self.agreement.save_asked() and not reason:
-            if self.nonfinite.unseen() and self.nonfinite.look(done):
-                return _DO_AGAIN
-            self._save()
-        return reason
+        if self._slow_since is not None and self.agreement.answers > self._slow_since:
+            self._no_longer_slow()
+        elif self._log_due(done) and self._slow_since is None:
+            self._set_timeout(self.watchdog.limit_s)
+        self._owes_save |= self.agreement.save_asked()
+        return reason or (self._save_as_asked(done) if self._owes_save else None)
+
+    def _save_as_asked(self, done: int) -> str | None:
+        """Save, unless that was due anyway; later, if steps are to be done again first."""
+        if self.nonfinite.unsettled() and self.nonfinite.look(done):
+            return _DO_AGAIN
+        if not self.nonfinite.unsettled():
+            if self.saving.step != done:
+                self._save()
+            self._owes_save = False
+        return None
 
     def _trace(self, done: int) -> None:
         """Write the trace if the last step of it is done, and nobody is in a hurry."""
@@ -260,13 +234,17 @@ class Run:
         self.around.profiler.after(done)
 
     def _takes_long(self, where: str) -> None:
-        """Something begins that rank 0 may need long for, and for which its peers will wait in the next step."""
-        self.slow_step = self.step
-        self.watchdog.slow(where, self.step)
+        """Something begins that rank 0 may need long for, and for which its peers will wait in the next steps."""
+        self._slow_since = self.agreement.questions
+        self.watchdog.at(where, self.step)
         self._set_timeout(self.config.guard.watchdog_start_s)
 
     def _no_longer_slow(self) -> None:
-        """From the first step after the start or a save on, a peer that is missing is missed soon."""
+        """Rank 0 answered a question that was asked since: from now on a peer that is missing is missed soon.
+
+        Steps done say less: on a GPU the host is some steps ahead of the peers.
+        """
+        self._slow_since = None
         self.around.peers.stop_listening()
         self._set_timeout(self.watchdog.limit_s)
 
@@ -368,49 +346,30 @@ class Run:
             self.best = better(self.best, self.step, live[self.parts.method.primary]["balanced"])
 
     def _save(self) -> None:
-        """Hand the state to the saver; metrics up to here are on disk before the checkpoint is."""
-        step = self.step
-        self._save_began[step] = time.monotonic()
-        self._takes_long(SAVE)
-        self.journal.phase("save", "begin", step)
-        state = capture(self.parts.step, step, self.processes, self.nonfinite.windows)
-        if self.saver and state is not None:
-            self.journal.sync()
-            fingerprint, precision = self.parts.images.fingerprint, self.parts.precision.name
-            classes, execution = self.parts.images.classes, self.parts.step.execution
-            told = about(self.config, fingerprint, precision, self.processes.world_size, classes, execution)
-            self.journal.write("save", step, stall_s=self.saver.save(step, state, told, best=self.best))
-        self.saved_step = step
+        self.watchdog.gathering(self.step)
+        self.saving.save(self.step, self.best, self.nonfinite.windows, lambda: self._takes_long(SAVE))
         self.meter.restart()
-
-    def _saved(self, saved: Saved) -> None:
-        # a step may be saved twice, when it was due and asked for at once: the first of both answers for the time
-        if (began := self._save_began.pop(saved.step, None)) is not None:
-            self.around.deadline.saved(time.monotonic() - began)
-        self.journal.write("checkpoint", saved.step, seconds=saved.seconds, bytes=saved.bytes)
-        self.journal.phase("save", "end", saved.step)
 
     def _leave(self, reason: str | None) -> Outcome:
         """Save what is not saved yet, wait for the disk, and say how it ended."""
-        step = self.step
-        self.watchdog.at("leaving", step)
+        self.watchdog.at("leaving", self.step)
+        self._set_timeout(self.config.guard.watchdog_start_s)
         if reason:
             self.around.profiler.drop()
             self._save_before_leaving()
-        if self.saver:
-            self.saver.wait()
-            if not reason:
-                self._write_summary()
-        return Outcome(reason is None, reason or "finished", step)
+        self.saving.wait()
+        if self.lease and not reason:
+            self._write_summary()
+        return Outcome(reason is None, reason or "finished", self.step)
 
     def _save_before_leaving(self) -> None:
         """Save, unless nothing was done since the last save, or what was done has to be done again."""
-        if self.step == self.saved_step:
+        if self.step == self.saving.step:
             return
-        if self.nonfinite.unseen():
+        if self.nonfinite.unsettled():
             log.warning(
                 "steps since step %d were not finite and are done again when the run goes on: not saved",
-                self.saved_step,
+                self.saving.step,
             )  # fmt: skip
             return
         self._save()

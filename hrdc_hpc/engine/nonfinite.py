@@ -10,7 +10,9 @@ undisturbed run, and would never know whether its data, its learning rate or a n
    gradient was not finite is named, and its node is suspect;
 4. if it comes again, those steps stay skipped. That is recorded, and allowed `guard.nonfinite_windows` times.
 
-No checkpoint is written between a skipped step and the look at it, so that the newest one always lies before it.
+No checkpoint is written between a skipped step and the verdict on it, so that the newest one always lies before it.
+Verdicts are those of the rank that skipped most: a rank whose own arithmetic fails must not go another way than its
+peers, who would wait for it in a collective.
 
 A loss scaler (fp16) is looking for its scale by steps that overflow. While the scale can still be halved (it is at
 least 1) and all losses are finite, it explains them, and nothing is done.
@@ -63,7 +65,7 @@ class NonFinite:
         self._homes = homes
         self._suspect = suspect
         self._limit = limit
-        self._seen = 0
+        self._seen = self._count = self._in_a_row = 0
         self._replay: _Replay | None = None
 
     @property
@@ -71,19 +73,34 @@ class NonFinite:
         """Whether steps are being done again: then the host looks after each."""
         return self._replay is not None
 
+    @property
+    def undecided(self) -> bool:
+        """Whether a step that is being done again was skipped again, and there is no verdict yet."""
+        return bool(self._replay and self._replay.skipped)
+
     def restored(self) -> None:
         """Take what the restored state has skipped as seen."""
-        self._seen = int(self._step.nonfinite)
+        self._read()
+        self._seen = self._count
         self._step.taint.zero_()
 
-    def unseen(self) -> bool:
-        """Whether steps were skipped since the last look."""
-        return int(self._step.nonfinite) > self._seen
+    def unsettled(self) -> bool:
+        """Whether steps were skipped since the last look, or are being done again without a verdict yet.
+
+        Asked by all ranks; waits for the device.
+        """
+        self._read()
+        return self._count > self._seen or self.undecided
+
+    def _read(self) -> None:
+        """Take the largest counts of all ranks."""
+        own = torch.stack([self._step.nonfinite, self._step.nonfinite_in_a_row]).cpu()
+        self._count, self._in_a_row = map(int, self._processes.largest(own).tolist())
 
     def look(self, done: int) -> bool:
         """Whether to go back and do steps again; waits for the device. ValueError if that has come too often."""
-        count = int(self._step.nonfinite)
-        grown, self._seen = count - self._seen, count
+        self._read()
+        grown, self._seen = self._count - self._seen, self._count
         if self._replay:
             if grown:
                 self._replay.skipped.append(done)
@@ -111,8 +128,8 @@ class NonFinite:
         return True
 
     def refuse_to_diverge(self, done: int, rate: float) -> None:
-        """Raise ValueError if too many steps in a row were skipped; `rate`: the learning rate, for the message."""
-        in_a_row = int(self._step.nonfinite_in_a_row)
+        """Raise ValueError if too many steps in a row were skipped, by the last look; `rate`: for the message."""
+        in_a_row = self._in_a_row
         if in_a_row == 0:
             return
         log.warning("step %d: gradients are not finite; the last %d steps were skipped", done, in_a_row)
@@ -135,7 +152,7 @@ class NonFinite:
 
     def _goes_on(self, done: int) -> bool:
         """Whether all steps since the last window were skipped as well: the same fault, which was tried again."""
-        if not self.windows or int(self._step.nonfinite_in_a_row) < done - self.windows[-1][1]:
+        if not self.windows or self._in_a_row < done - self.windows[-1][1]:
             return False
         self._write(done, "skipped", list(range(self.windows[-1][1] + 1, done + 1)), [])
         self.windows[-1][1] = done

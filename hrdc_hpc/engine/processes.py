@@ -72,6 +72,11 @@ class Processes:
         dist.all_reduce(values, op=dist.ReduceOp.SUM, group=self.control)
         return values
 
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """Take the largest over the ranks of every element of a host tensor, in place."""
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.control)
+        return values
+
     def from_first(self, value: Any) -> Any:
         """Return rank 0's picklable value on every rank."""
         box = [value]

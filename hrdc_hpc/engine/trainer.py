@@ -18,16 +18,17 @@ from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.engine import health, journal
 from hrdc_hpc.engine.agreement import Agreement
 from hrdc_hpc.engine.announce import note_left_out
+from hrdc_hpc.engine.around import Around, Outcome
 from hrdc_hpc.engine.deadline import Deadline
 from hrdc_hpc.engine.faults import Faults
 from hrdc_hpc.engine.journal import Journal, RunJournal, SilentJournal, kept
-from hrdc_hpc.engine.loop import Around, Outcome, Run
+from hrdc_hpc.engine.loop import Run
 from hrdc_hpc.engine.parts import build_parts, open_images
 from hrdc_hpc.engine.peers import Peers, Sign
 from hrdc_hpc.engine.place import Place, Stop, Stopped
 from hrdc_hpc.engine.processes import call_off, open_processes
 from hrdc_hpc.engine.profile import Profiler
-from hrdc_hpc.engine.watchdog import OnLeave, Watchdog, timed_out
+from hrdc_hpc.engine.watchdog import OnLeave, Watchdog
 from hrdc_hpc.record.attempts import Attempt, begin_attempt
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import Lease, LeaseHeld
@@ -52,16 +53,12 @@ def train(run: Path, place: Place, stop: Stop, on_leave: OnLeave | None = None) 
     """
     folder = RunFolder(run)
     config = loads(folder.config.read_text(), str(folder.config))
-    with Watchdog(config.guard, place, folder, on_leave) as watchdog:
+    with Watchdog(config.guard, place, folder, on_leave) as watchdog, watchdog.heeding_time_outs():
         try:
             return _attempt(folder, config, place, stop, watchdog)
         except Stopped as told:
             log.info("stopped before the start by %s; nothing is lost", told.reason)
             return Outcome(False, told.reason, 0)
-        except RuntimeError as error:
-            if config.guard.watchdog and timed_out(error):  # no collective any more, and no unwinding further up
-                watchdog.hung(f"gave up waiting for a peer: {error}")
-            raise
 
 
 def _attempt(folder: RunFolder, config: RunConfig, place: Place, stop: Stop, watchdog: Watchdog) -> Outcome:
@@ -78,9 +75,12 @@ def _attempt(folder: RunFolder, config: RunConfig, place: Place, stop: Stop, wat
         records.phase("startup", "begin", 0)
         gpus = config.cluster.gpus_per_node
         processes = stack.enter_context(open_processes(place, config.compute, gpus_per_node=gpus, stop=stop))
+        if config.guard.watchdog:  # it has more to say, so it comes first
+            processes.set_timeout(2 * config.guard.watchdog_start_s)
         homes = processes.everybody(health.home_of(place))
         peers = stack.enter_context(closing(Peers(processes.store, place.rank, place.world_size, watchdog.beat_s)))
         watchdog.among(peers, homes)
+        stack.enter_context(watchdog.heeding_time_outs())  # while the store is there, to ask who is missing
         peers.begin(lambda beat: Sign(beat, *watchdog.where()), watchdog.peer_failed)
         faults.attempt(processes.from_first(attempt.number if attempt else 0))
         if faults:

@@ -17,7 +17,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
@@ -31,15 +32,19 @@ log = logging.getLogger(__name__)
 
 FAILED, HUNG = 1, 70
 """Exit codes, as cluster/exit_codes.py has them."""
-_FAREWELL_S = 20.0
-"""For all that is written before a rank leaves: the disk may be what hangs."""
+_FAREWELL_S = 30.0
+"""For all that is asked and written before a rank leaves: the disk may be what hangs."""
+_STORE_S = 4.0
+"""For an answer of the store, which lives in rank 0 and may be stopped with it."""
+_SUSPENDED_S = 10.0
+"""A gap between two looks that is no delay of a busy machine any more."""
 _OWN_WORDS_S = 3.0
 """A rank whose peer failed may find out by itself meanwhile, and end in order."""
 
 T = TypeVar("T")
 
 SAVE, TRACE, GOING_BACK = SLOW = ("save", "trace", "going back")
-"""What rank 0 may take long for while its peers go on."""
+"""What rank 0 may take long for while its peers go on, several steps where the device lags behind the host."""
 
 OnLeave = Callable[[int, str], None]
 """Told exit code and why, before a rank leaves without unwinding."""
@@ -70,10 +75,10 @@ class Watchdog:
         self._company: Company | None = None
         self._homes: list[Home] = []
         self._now = (0, "starting", 0, guard.watchdog_start_s)
-        self._patient = True
-        """Whether rank 0 may have to wait for the disk before it takes the next step."""
         self._begun: float | None = None
         self._first_s: float | None = None
+        self._suspended_s = 0.0
+        """For how long this process did not run since the main thread began something."""
         self._over = threading.Event()
         self._leaving = threading.Lock()
 
@@ -86,8 +91,6 @@ class Watchdog:
         if self._leaving.locked():  # this thread found out meanwhile: the other one has the last word
             threading.Event().wait(2 * _FAREWELL_S)
         self._over.set()
-        if self._guard.watchdog:
-            faulthandler.cancel_dump_traceback_later()
 
     # what the main thread says
 
@@ -108,6 +111,10 @@ class Watchdog:
         """A batch of an evaluation begins."""
         self._now = (self._now[0] + 1, "evaluation", step, self.limit_s)
 
+    def gathering(self, step: int) -> None:
+        """Ranks tell rank 0 their part of the state; a peer that does not is missed as soon as in a step."""
+        self._now = (self._now[0] + 1, "gathering for a save", step, self.limit_s)
+
     def step_begins(self, step: int) -> None:
         """The 0-based step begins: its data are waited for."""
         self._begun = time.monotonic()
@@ -125,13 +132,8 @@ class Watchdog:
                 self.times.add(seconds)
             else:
                 self._first_s = seconds
-        self._begun, self._patient = None, False
+        self._begun = None
         self._now = (self._now[0] + 1, "between steps", done, self.limit_s)
-
-    def slow(self, where: str, step: int) -> None:
-        """Something begins for which rank 0 may need long, and its peers wait for it in the next step."""
-        self._patient = True
-        self.at(where, step)
 
     @property
     def limit_s(self) -> float:
@@ -158,23 +160,38 @@ class Watchdog:
         idle_s, seen, before = 0.0, -1, time.monotonic()
         while not self._over.wait(tick_s):
             now = time.monotonic()
+            gap_s, before = now - before, now
             # this process may have been suspended with all its peers: that time is nobody's fault
-            idle_s += min(now - before, 2 * tick_s)
-            before = now
+            idle_s += min(gap_s, 2 * tick_s)
             count, where, step, limit_s = self._now
             if count != seen:
-                idle_s, seen = 0.0, count
+                idle_s, self._suspended_s, seen = 0.0, 0.0, count
+            self._suspended_s += gap_s if gap_s > _SUSPENDED_S else 0.0
             faulthandler.dump_traceback_later(self._guard.watchdog_start_s + 60, exit=True, file=2)
-            if idle_s > limit_s and not self._bear_with_rank_0(idle_s):
-                self.hung(
-                    f"nothing was done for {idle_s:.0f} s (limit {limit_s:.0f} s) in '{where}' after {step} steps"
-                )
+            if idle_s > limit_s:
+                if not self._bear_with_rank_0(idle_s):
+                    self.hung(
+                        f"nothing was done for {idle_s:.0f} s (limit {limit_s:.0f} s) in '{where}' after {step} steps"
+                    )
+                # while it asked it was not suspended: it waited
+                idle_s, before = idle_s + (time.monotonic() - now), time.monotonic()
+        faulthandler.cancel_dump_traceback_later()  # here, or this thread might set it once more
 
     def _bear_with_rank_0(self, idle_s: float) -> bool:
         """Whether this rank waits for rank 0, which lives and is at something that may take long."""
-        if not self._patient or self._company is None or idle_s > self._guard.watchdog_start_s:
+        if self._company is None or idle_s > self._guard.watchdog_start_s:
             return False
-        return _answer(self._company.first_is_at, 5 * self.beat_s) in SLOW
+        return _answer(self._company.first_is_at, 2.5 * self.beat_s + 2 * _STORE_S) in SLOW
+
+    @contextmanager
+    def heeding_time_outs(self) -> Iterator[None]:
+        """Leave as hung where a collective gave up: no other may be begun, and nothing unwound further up."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self._guard.watchdog and timed_out(error):
+                self.hung(f"gave up waiting for a peer: {error}")
+            raise
 
     def hung(self, why: str) -> NoReturn:
         """Leave as hung: dump the stacks, say who did not arrive, end the process without unwinding."""
@@ -187,9 +204,9 @@ class Watchdog:
 
     def _leave(self, code: int, why: str, say: Callable[[str], None]) -> NoReturn:
         with self._leaving:  # never given back: whoever comes second waits for the end
-            log.error("%s; leaving with code %d", why, code)
 
             def farewell() -> None:
+                log.error("%s; leaving with code %d", why, code)  # the log may lie on the disk that hangs
                 say(why)
                 if self._on_leave:
                     self._on_leave(code, why)
@@ -217,24 +234,32 @@ class Watchdog:
             log.error("could not write the stacks to %s: %s; they are above", path, error)
         self._say(why)
         if self._company is None:
-            note(self._folder, self._place.job, "hung", why, NOWHERE)
-        elif _answer(self._company.speak_for_all, 5 * self.beat_s) is not False:  # or rank 0 is the one that stands
-            self._name_the_missing(self._company, why)
-            _answer(self._company.said, self.beat_s)
-        else:
-            self._company.wait_for_speaker(_FAREWELL_S / 2)
+            self._note(why, NOWHERE)
+            return
+        speaks = _answer(self._company.speak_for_all, _STORE_S)
+        if speaks is False:
+            self._company.wait_for_speaker(0.8 * _FAREWELL_S)
+            return
+        self._name_the_missing(self._company, why, store_answers=speaks is True)
+        _answer(self._company.said, _STORE_S)
         sys.stderr.flush()
 
-    def _name_the_missing(self, company: Company, why: str) -> None:
-        late = _answer(company.behind, 5 * self.beat_s)
+    def _name_the_missing(self, company: Company, why: str, *, store_answers: bool) -> None:
+        if self._suspended_s:
+            self._note(f"this job was suspended for {self._suspended_s:.0f} s, which no node is to blame for", NOWHERE)
+            return
+        late = _answer(company.behind, 2.5 * self.beat_s + 2 * _STORE_S) if store_answers else None
         if late is None:
             late = {0: "its store does not answer"}
         for rank, what in late.items():
             words = f"rank {rank} on {self._homes[rank]} did not arrive: {what}"
             log.error("%s", words)
-            note(self._folder, self._place.job, "hung", f"{words}; {why}", self._homes[rank])
+            self._note(f"{words}; {why}", self._homes[rank])
         if not late:
-            note(self._folder, self._place.job, "hung", f"all ranks stand at the same place; {why}", NOWHERE)
+            self._note(f"all ranks stand at the same place; {why}", NOWHERE)
+
+    def _note(self, what: str, home: Home) -> None:
+        note(self._folder, self._place.job, "hung", what, home)
 
     @property
     def stacks(self) -> Path:

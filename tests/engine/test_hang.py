@@ -5,23 +5,60 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from hrdc_hpc.cluster.exit_codes import Exit
+from hrdc_hpc.config.schema import Guard
 from hrdc_hpc.engine import watchdog
 from hrdc_hpc.engine.peers import Sign, behind
+from hrdc_hpc.engine.place import Place
 from hrdc_hpc.record import health
 from hrdc_hpc.record.attempts import read_attempts
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_metrics, read_raw
 
-from faulty import train_but_evaluation_is_slow, train_but_rank_1_fails_at_start, train_on_nodes, wait_in_vain
+from faulty import (
+    train_but_evaluation_is_slow,
+    train_but_rank_1_fails_at_start,
+    train_on_nodes,
+    train_with_little_patience_to_meet,
+    wait_in_vain,
+)
 from ranks import Ranks
 from runs import differing, final_state, make_run
 
 pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
+
+
+@dataclass
+class Busy:
+    """Peers whose rank 0 is at something."""
+
+    where: str | None
+
+    def first_is_at(self) -> str | None:
+        return self.where
+
+
+@pytest.mark.parametrize(("where", "waits"), [("save", True), ("going back", True), ("data", False), (None, False)])
+def test_rank_0_is_waited_for_several_steps_after_it_began_to_save(
+    where: str | None, waits: bool, tmp_path: Path
+) -> None:
+    """On a GPU the host is steps ahead of its device, and so of rank 0."""
+    dog = watchdog.Watchdog(
+        Guard(watchdog_min_s=1, watchdog_factor=2), Place(1, 2, 1, 2, tmp_path), RunFolder(tmp_path)
+    )
+    dog.among(cast(watchdog.Company, Busy(where)), [])
+    for step in range(3):
+        dog.step_begins(step)
+        dog.step_ended(step + 1)
+    assert dog._bear_with_rank_0(2) is waits
+    assert not dog._bear_with_rank_0(1 + Guard().watchdog_start_s)
+
 
 SHORT = ("guard.watchdog_min_s=2", "guard.watchdog_factor=2", "guard.watchdog_start_s=60")
 
@@ -52,18 +89,26 @@ def test_who_is_behind() -> None:
     assert behind(before, {0: sign(2, 9), 1: sign(6, 9), 2: sign(4, 9)}, 3) == {}, "nobody can be named"
 
 
-def test_peers_of_a_stopped_rank_leave_and_name_it(tmp_path: Path, digits: Path) -> None:
-    run = make_run(tmp_path, digits, "stopped", "optim.epochs=40", *SHORT)
-    ranks = Ranks(run, 2, target=train_on_nodes)
-    wait_for_step(run, ranks, 5)
-    pid = ranks.processes[1].pid
+def stop_and_wait(run: Path, ranks: Ranks, stopped: int, other: int) -> None:
+    """SIGSTOP one of two ranks; the other one leaves as hung."""
+    pid = ranks.processes[stopped].pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    ranks.processes[0].join(40)
-    assert ranks.processes[0].exitcode == Exit.HUNG, ranks.logs()
-    ranks.kill([1])
+    try:
+        ranks.processes[other].join(25)
+        assert ranks.processes[other].exitcode == Exit.HUNG, ranks.logs()
+    finally:
+        ranks.end(0)
+
+
+def test_peers_of_a_stopped_rank_leave_and_name_it(tmp_path: Path, digits: Path) -> None:
+    # it is stopped in a save as well as in a step: neither takes a peer that lives so long
+    run = make_run(tmp_path, digits, "stopped", "optim.epochs=40", "checkpoint.every_steps=1", *SHORT)
+    ranks = Ranks(run, 2, target=train_on_nodes)
+    wait_for_step(run, ranks, 5)
+    stop_and_wait(run, ranks, 1, 0)
     (stacks,) = (run / "logs").glob("stacks-7-0-r0.txt")
-    assert "in _after_step" in stacks.read_text() or "in _train_step" in stacks.read_text()
+    assert any(f"in {place}" in stacks.read_text() for place in ("_after_step", "_train_step"))
     (line,) = hung(run)
     assert line["node"] == "n1"
     assert "rank 1 on n1 did not arrive: no sign of life" in line["what"]
@@ -71,11 +116,29 @@ def test_peers_of_a_stopped_rank_leave_and_name_it(tmp_path: Path, digits: Path)
     assert "nothing was done for" in end["reason"]
 
 
+@pytest.mark.slow
+def test_peers_of_a_stopped_rank_0_leave_though_its_store_is_silent(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "first", "optim.epochs=40", *SHORT)
+    ranks = Ranks(run, 2, target=train_on_nodes)
+    wait_for_step(run, ranks, 5)
+    stop_and_wait(run, ranks, 0, 1)
+    (line,) = hung(run)
+    assert line["node"] == "n0"
+    assert "rank 0 on n0 did not arrive: its store does not answer" in line["what"]
+
+
+@pytest.mark.slow
 def test_collectives_give_up_after_the_time_set(tmp_path: Path, digits: Path) -> None:
     run = make_run(tmp_path, digits, "alone")
     ranks = Ranks(run, 2, target=wait_in_vain)
     assert ranks.wait(30)[0] == 0
     assert "gave up after 1 s: True" in ranks.logs()
+
+
+@pytest.mark.slow
+def test_a_slow_start_is_given_the_time_that_the_config_says(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "slow-start", "optim.epochs=1", "optim.warmup_epochs=0", *SHORT)
+    Ranks(run, 2, target=train_with_little_patience_to_meet).finish()
 
 
 @pytest.mark.slow

@@ -51,6 +51,15 @@ def test_check_is_quick_and_recorded(tmp_path: Path, digits: Path) -> None:
     assert 0 < record["seconds"] < 1
 
 
+def test_node_without_a_temporary_folder_is_ill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    trouble = checks._temporary_trouble()
+    assert trouble
+    assert trouble.whose == "node"
+    assert "No usable temporary directory" in trouble.what
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path / "run", config_text="", manifest={})

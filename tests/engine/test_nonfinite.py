@@ -11,7 +11,7 @@ from hrdc_hpc.record import health
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_metrics, read_raw
 
-from faulty import StopAtEvaluation, train_on_nodes
+from faulty import StopAtEvaluation, StopInReplay, train_but_rank_1_cannot_count, train_on_nodes
 from ranks import Ranks
 from runs import differing, final_state, learnt, make_run
 
@@ -59,6 +59,7 @@ def test_passing_fault_leaves_no_trace_in_the_weights(
         assert learnt(run) == learnt(straight)
 
 
+@pytest.mark.slow
 def test_fault_that_comes_again_is_skipped_and_the_run_goes_on(straight: Path, tmp_path: Path, digits: Path) -> None:
     run, ranks = poisoned(tmp_path, digits, "repeats", "nan@7 nan@8")
     ranks.finish()
@@ -74,6 +75,14 @@ def test_fault_that_comes_again_is_skipped_and_the_run_goes_on(straight: Path, t
 
 
 @pytest.mark.slow
+def test_ranks_go_back_together_though_only_one_skipped_a_step(straight: Path, tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "alone")
+    Ranks(run, 2, target=train_but_rank_1_cannot_count).finish(60)
+    assert [outcome for _, outcome, _ in seen(run)] == ["replaying", "transient"]
+    assert differing(final_state(straight), final_state(run)) == []
+
+
+@pytest.mark.slow
 def test_skipped_steps_are_remembered_by_a_resume(tmp_path: Path, digits: Path) -> None:
     faults = "nan@7 nan@20"
     straight, ranks = poisoned(tmp_path, digits, "straight", faults)
@@ -83,6 +92,15 @@ def test_skipped_steps_are_remembered_by_a_resume(tmp_path: Path, digits: Path) 
         Ranks(run, 2, target=train_on_nodes, environ={"HRDC_FAULTS": faults}, stop=stop).finish()
     assert final_state(run)["nonfinite_windows"] == [[8, 8], [21, 21]]
     assert differing(final_state(straight), final_state(run)) == []
+
+
+@pytest.mark.slow
+def test_a_stop_before_the_verdict_forgets_no_window(tmp_path: Path, digits: Path) -> None:
+    run = make_run(tmp_path, digits, "undecided", "log.every_steps=12", "checkpoint.every_steps=1000")
+    for stop in (StopInReplay(run), None):
+        Ranks(run, 2, target=train_on_nodes, environ={"HRDC_FAULTS": "nan@1"}, stop=stop).finish()
+    assert [outcome for _, outcome, _ in seen(run)] == ["replaying", "replaying", "skipped"]
+    assert final_state(run)["nonfinite_windows"] == [[2, 2]]
 
 
 @pytest.mark.slow

@@ -81,16 +81,32 @@ def test_run_stops_by_itself_before_the_time_limit(tmp_path: Path, digits: Path)
     assert steps == list(range(20, 20 * len(steps) + 1, 20)), "no step was done twice or left out"
 
 
-def test_save_file_saves_on_all_ranks_and_goes_on(tmp_path: Path, digits: Path) -> None:
-    straight = make_run(tmp_path, digits, "straight", "checkpoint.every_steps=1000")
-    Ranks(straight, 2).finish()
-    run = make_run(tmp_path, digits, "asked", "checkpoint.every_steps=1000")
+SHORT = ("optim.epochs=1", "optim.warmup_epochs=0")
+"""12 steps."""
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    run = make_run(tmp_path_factory.mktemp("straight"), digits, "straight", *SHORT)
+    Ranks(run, 2).finish()
+    return run
+
+
+@pytest.mark.parametrize("every_steps", [pytest.param(1000, marks=pytest.mark.slow), 1], ids=["none due", "one due"])
+def test_save_file_saves_on_all_ranks_and_goes_on(
+    every_steps: int, straight: Path, tmp_path: Path, digits: Path
+) -> None:
+    run = make_run(tmp_path, digits, "asked", *SHORT, f"checkpoint.every_steps={every_steps}")
     (run / "save").touch()
     Ranks(run, 2, stop=SaveFile(run / "save")).finish()
-    steps = [r["step"] for r in read_metrics(RunFolder(run)) if r["kind"] == "checkpoint"]
-    assert len(steps) == 2
-    assert 1 <= steps[0] <= 9
-    assert steps[1] == 36
+    assert not (run / "save").exists()
+    steps = [r["step"] for r in read_raw(RunFolder(run)) if r["kind"] == "checkpoint"]
+    if every_steps == 1:
+        assert steps == list(range(1, 13)), "none is saved twice"
+    else:
+        assert len(steps) == 2
+        assert 1 <= steps[0] <= 9
+        assert steps[1] == 12
     assert differing(final_state(straight), final_state(run)) == []
 
 

@@ -49,6 +49,19 @@ class StopAtEvaluation(NeverStop):
         return "SIGTERM" if any(r["name"] == "evaluate" and r["step"] >= self.step for r in marks) else None
 
 
+class StopInReplay(NeverStop):
+    """Told to stop once the run's trace shows that steps are done again."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def reason(self) -> str | None:
+        from hrdc_hpc.record.folder import RunFolder
+        from hrdc_hpc.record.metrics import read_raw
+
+        return "SIGTERM" if any(r.get("outcome") == "replaying" for r in read_raw(RunFolder(self.run))) else None
+
+
 def train_on_nodes(run: Path, place: Place, stop: Stop) -> None:
     """Train; every rank has a node of its own, n0, n1 ..., as far as the record goes."""
     from hrdc_hpc.engine import trainer
@@ -132,6 +145,43 @@ def train_but_opening_takes_long(run: Path, place: Place, stop: Stop) -> None:
     trainer.train(run, place, stop)
 
 
+def train_but_rank_1_cannot_count(run: Path, place: Place, stop: Stop) -> None:
+    """Train; the device of rank 1 finds gradients not finite that are, once, at its eighth step."""
+    from hrdc_hpc.engine import trainer
+
+    step, over = trainer.Run._train_step, place.rank != 1
+
+    def wrong(self: trainer.Run, number: int, batches: object) -> None:
+        nonlocal over
+        step(self, number, batches)  # type: ignore[arg-type]
+        if number == 7 and not over:
+            over = True
+            self.parts.step.nonfinite += 1
+            next(iter(self.parts.step.network.parameters())).data.mul_(2)
+
+    trainer.Run._train_step = wrong  # type: ignore[method-assign]
+    trainer.train(run, place, stop)
+
+
+def train_with_little_patience_to_meet(run: Path, place: Place, stop: Stop) -> None:
+    """Train; the groups' own patience is 2 s, and rank 1 needs 4 s for the data set."""
+    from hrdc_hpc.engine import parts, processes, trainer
+
+    meet, open_split = processes._group, parts.open_split
+
+    def impatient(*arguments: Any) -> Any:
+        processes.START_TIMEOUT_S = 2
+        return meet(*arguments)
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        if place.rank == 1:
+            time.sleep(2)  # for each split
+        return open_split(*arguments, **more)
+
+    processes._group, parts.open_split = impatient, slow
+    trainer.train(run, place, stop)
+
+
 def wait_in_vain(run: Path, place: Place, stop: Stop) -> None:
     """Rank 0 meets rank 1, then waits for it in a collective, with little patience; rank 1 does something else."""
     from hrdc_hpc.config.schema import Compute
@@ -142,7 +192,7 @@ def wait_in_vain(run: Path, place: Place, stop: Stop) -> None:
         processes.barrier()
         processes.set_timeout(1)
         if place.rank == 1:
-            time.sleep(8)
+            time.sleep(3)
             os._exit(0)
         began = time.monotonic()
         try:

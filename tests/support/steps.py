@@ -16,10 +16,11 @@ from hrdc_hpc.data.classes import ClassInfo
 from hrdc_hpc.data.index import class_info
 from hrdc_hpc.data.pixels import PixelArray
 from hrdc_hpc.engine.agreement import Agreement
+from hrdc_hpc.engine.around import Around
 from hrdc_hpc.engine.deadline import Deadline
 from hrdc_hpc.engine.faults import Faults
 from hrdc_hpc.engine.journal import SilentJournal
-from hrdc_hpc.engine.loop import Around, Run
+from hrdc_hpc.engine.loop import Run
 from hrdc_hpc.engine.parts import Images, Parts, build_parts
 from hrdc_hpc.engine.peers import Peers
 from hrdc_hpc.engine.place import NeverStop, Place
