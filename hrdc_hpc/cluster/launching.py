@@ -96,8 +96,8 @@ def _submit_chain(kind: Kind, config: RunConfig, run: Path, links: int, dependen
             job = _submit(kind, dependencies.link(config, f"afterany:{job.job_id}"), run, chain=first.job_id)
         except submission.SubmissionRefused as error:
             raise submission.SubmissionRefused(
-                f"{error}\n{taken} of {links} jobs of the chain were taken before, and go on with the run:"
-                f" {how_to_go_on(run, job)}"
+                f"{error}\n{taken} of {links} jobs of the chain were taken before, and go on with the run:\n"
+                f"{how_to_go_on(run)}"
             ) from error
     say(f"a chain of {links} jobs: each goes on where the one before ended; when the run is finished, so is the chain")
     return job

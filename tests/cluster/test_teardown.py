@@ -158,7 +158,7 @@ def test_a_stop_that_srun_ended_with_a_kill_is_still_a_stop(tmp_path: Path) -> N
     run = empty_run(tmp_path)
     said = "stopped by SIGTERM; could not be requeued: scontrol is not on the PATH"
     add_attempt(run, saved=5, farewell="SIGTERM", end=(75, said, "stopped"))
-    assert told(run, 137) == "stay", "SIGTERM without preemption is scancel"
+    assert told(run, 137, JobState="COMPLETING") == "stay", "SIGTERM without preemption is scancel"
 
 
 def test_used_up_requeues_stay(tmp_path: Path) -> None:
