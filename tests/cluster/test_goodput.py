@@ -142,10 +142,11 @@ def test_whatever_is_written_the_parts_add_up_to_the_time(
             written.append(whole)
         stays.append(Stay(number, written, begun, now))
         now += 1
-    told = account(stays, submitted, until=200 if goes_on else None, saved_step=saved)
+    until = now + 100  # the time of asking: nothing is written after it
+    told = account(stays, submitted, until=until if goes_on else None, saved_step=saved)
     begin = min([*submitted, *(stay.started for stay in stays)], default=0.0)
     end = max([begin, *(stay.ended for stay in stays if stay.ended is not None)])
     if goes_on and (stays or submitted):
-        end = 200.0
+        end = until
     assert told.run.total_s == pytest.approx(end - begin, abs=1e-6)
     assert min(told.run.seconds.values()) >= -1e-9
