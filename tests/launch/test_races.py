@@ -5,39 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import hrdc_hpc
 from hrdc_hpc.cluster.jobs import cut_off, last_job
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.lease import Lease
 
+import launching
 from launching import SUMMARY, contents, launch
 
 
 @pytest.fixture
 def submitting(place: Path, slurm: Path) -> Iterator[subprocess.Popen[str]]:
-    """A launch whose sbatch waits for the file slurm/wait to vanish, with a process group of its own."""
-    (slurm / "wait").touch()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hrdc_hpc.launch", "--cfg", "small.yaml"], text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(Path(hrdc_hpc.__file__).parents[1])},
-    )  # fmt: skip
-    end = time.monotonic() + 30
-    while not (slurm / "calls").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "sbatch was not called"
-        time.sleep(0.02)
-    yield process
-    (slurm / "wait").unlink(missing_ok=True)
-    process.kill()
-    process.communicate()
+    """A launch that stands still in sbatch."""
+    with launching.submitting(slurm) as process:
+        yield process
 
 
 def test_a_second_launch_while_sbatch_works_is_refused_and_touches_nothing(

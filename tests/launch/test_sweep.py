@@ -23,6 +23,7 @@ from hrdc_hpc.config.load import load
 from hrdc_hpc.launch import main
 from hrdc_hpc.record.folder import RunFolder
 
+import launching
 from launching import SUMMARY, contents, launch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -438,22 +439,9 @@ def test_no_more_than_the_association_allows(
 
 @pytest.fixture
 def submitting(place: Path, slurm: Path) -> Iterator[subprocess.Popen[str]]:
-    """A launch of the sweep whose sbatch waits for the file slurm/wait to vanish, with a process group of its own."""
-    (slurm / "wait").touch()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hrdc_hpc.launch", "--cfg", "small.yaml", *SWEEP], text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(Path(hrdc_hpc.__file__).parents[1])},
-    )  # fmt: skip
-    end = time.monotonic() + 30
-    while not (slurm / "calls").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "sbatch was not called"
-        time.sleep(0.02)
-    yield process
-    (slurm / "wait").unlink(missing_ok=True)
-    process.kill()
-    process.communicate()
+    """A launch of the sweep that stands still in sbatch."""
+    with launching.submitting(slurm, *SWEEP) as process:
+        yield process
 
 
 def test_a_second_launch_while_sbatch_works_is_refused_and_touches_nothing(

@@ -13,6 +13,7 @@ import pytest
 from devcluster import network, packages
 
 from slurm_cluster import GRACE_S, Slurm, cable, clean_environment, dev_cluster, interfaces, traces
+from slurm_runs import Lab
 
 NODES, CPUS, GPUS, NODE_TIMEOUT_S = 4, 4, 2, 10
 
@@ -54,3 +55,15 @@ def hosts() -> Iterator[Slurm]:
     accounting = [] if packages.missing(hosts=False, accounting_too=True) else ["--accounting"]
     with cluster("--hosts", f"--gpus={GPUS}", f"--node-timeout={NODE_TIMEOUT_S}", *accounting) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def lab(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Lab:
+    """Runs of two nodes, one rank each, in the simple form."""
+    return Lab(slurm, tmp_path_factory.mktemp("slurm"), digits)
+
+
+@pytest.fixture(scope="session")
+def straight(lab: Lab) -> Path:
+    """One that nothing disturbed."""
+    return lab.finished("straight")

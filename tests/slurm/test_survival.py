@@ -27,17 +27,6 @@ from slurm_runs import EVERY_STEPS, Lab, logs, pids, repeated_steps, same_as_und
 pytestmark = [pytest.mark.slurm, pytest.mark.dali, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def lab(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Lab:
-    """Runs of two nodes, one rank each."""
-    return Lab(slurm, tmp_path_factory.mktemp("survival"), digits)
-
-
-@pytest.fixture(scope="module")
-def straight(lab: Lab) -> Path:
-    return lab.finished("straight")
-
-
 @contextmanager
 def grace(slurm: Slurm, seconds: int) -> Iterator[None]:
     """Another GraceTime of the partition for a while."""

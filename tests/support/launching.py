@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import hrdc_hpc
 from hrdc_hpc.launch import main
 
 CONFIG = """
@@ -36,6 +43,26 @@ SUMMARY = {
 
 def launch(*arguments: str) -> int:
     return main(["--cfg", "small.yaml", *arguments])
+
+
+@contextmanager
+def submitting(slurm: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A launch whose sbatch waits for the file slurm/wait to vanish, with a process group of its own."""
+    (slurm / "wait").touch()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hrdc_hpc.launch", "--cfg", "small.yaml", *arguments], text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONPATH": str(Path(hrdc_hpc.__file__).parents[1])},
+    )  # fmt: skip
+    end = time.monotonic() + 30
+    while not (slurm / "calls").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "sbatch was not called"
+        time.sleep(0.02)
+    yield process
+    (slurm / "wait").unlink(missing_ok=True)
+    process.kill()
+    process.communicate()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
