@@ -4,6 +4,8 @@
 - HRDC_REQUIRE=slurm,dali makes such a skip, and any other skip of a test with one of these markers, a failure: so CI
   cannot pass because something was missing. A skip for the lack of what is not required (a GPU, say) stays one.
 - Files with slow tests run last, so that what fails soon fails first.
+- Ctrl-C means what it means in a terminal: a shell starts what it puts in the background with SIGINT ignored, and so
+  would be the programs that tests interrupt.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -51,6 +54,8 @@ def _required() -> set[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if unknown := _required() - set(NEEDS):
         raise pytest.UsageError(f"{REQUIRED}: {', '.join(sorted(unknown))} unknown; allowed: {', '.join(NEEDS)}")
 
