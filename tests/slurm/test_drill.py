@@ -23,7 +23,8 @@ def test_a_drill_on_slurm(tmp_path: Path, digits: Path, slurm: Slurm) -> None:
     told = drill(tmp_path / "out", digits, *place, *kinds, env=dict(slurm.env))
     assert "4 faults of 4 kinds survived: 0 runs lost" in told["verdict"]
     ended = {fault["kind"]: fault["outcome"] for fault in told["faults"]}
-    assert (ended["preempt"], ended["cancel"], ended["kill-rank"]) == ("preempted", "cancelled", "killed")
+    assert (ended["preempt"], ended["cancel"]) == ("preempted", "cancelled")
+    assert ended["kill-rank"] in ("killed", "ended before it began"), "its moment may fall before the attempt"
     jobs = [attempt["info"]["job_id"] for attempt in read_attempts(RunFolder(tmp_path / "out" / "drill-1"))]
     assert len(set(jobs)) == 2, "only what was cancelled was launched again"
     assert told["slurm"]
