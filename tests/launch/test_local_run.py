@@ -20,6 +20,8 @@ from hrdc_hpc.record.folder import RunFolder
 
 from fake_site import Site
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:

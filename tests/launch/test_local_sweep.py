@@ -16,6 +16,8 @@ from hrdc_hpc.record.folder import RunFolder
 
 from fake_site import Site
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["seed-0", "seed-1", "seed-2"]
 SWEEP = ("--ranks-per-node", "1", "--wait", "--sweep", "seed=0,1,2")
 
