@@ -34,6 +34,8 @@ class Sign:
     """Grows with all that the main thread begins: ranks take the same way, so the lowest is the farthest behind."""
     where: str
     step: int
+    for_s: float = 0.0
+    """For how long the main thread has been at that."""
 
     def __str__(self) -> str:
         return f"in '{self.where}' after {self.step} steps"
@@ -110,15 +112,15 @@ class Peers:
         except (dist.DistError, RuntimeError):
             return None
 
-    def first_is_at(self) -> str | None:
-        """What rank 0 is at; None if it gives no new signs of life. Takes some beats."""
+    def first(self) -> Sign | None:
+        """Rank 0's newest sign of life; None if it gives no new ones. Takes some beats."""
         try:
             before = self._sign(0)
             time.sleep(2.5 * self._every_s)
             after = self._sign(0)
         except (dist.DistError, RuntimeError):
             return None
-        return after.where if before and after and after.beat > before.beat else None
+        return after if before and after and after.beat > before.beat else None
 
     def _sign(self, rank: int) -> Sign | None:
         key = f"sign/{rank}"

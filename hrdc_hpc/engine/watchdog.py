@@ -20,13 +20,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from hrdc_hpc.config.schema import Guard
 from hrdc_hpc.engine.deadline import StepTimes
 from hrdc_hpc.engine.place import Place
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.health import NOWHERE, Home, note
+
+if TYPE_CHECKING:
+    from hrdc_hpc.engine.peers import Sign
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class Company(Protocol):
     """What the watchdog asks of peers.Peers."""
 
     def behind(self) -> dict[int, str] | None: ...
-    def first_is_at(self) -> str | None: ...
+    def first(self) -> Sign | None: ...
     def speak_for_all(self) -> bool: ...
     def said(self) -> None: ...
     def wait_for_speaker(self, seconds: float) -> None: ...
@@ -75,6 +78,8 @@ class Watchdog:
         self._company: Company | None = None
         self._homes: list[Home] = []
         self._now = (0, "starting", 0, guard.watchdog_start_s)
+        self._idle_s = 0.0
+        """For how long the main thread has been at the same thing, as the last look found."""
         self._begun: float | None = None
         self._first_s: float | None = None
         self._suspended_s = 0.0
@@ -99,9 +104,9 @@ class Watchdog:
         """Seconds between two signs of life, for peers to tell in time who is missing."""
         return min(5.0, max(0.2, self._guard.watchdog_min_s / 20))
 
-    def where(self) -> tuple[int, str, int]:
-        """How many things the main thread has begun, what it is at, and steps done."""
-        return self._now[:3]
+    def where(self) -> tuple[int, str, int, float]:
+        """How many things the main thread has begun, what it is at, steps done, and seconds it has been at that."""
+        return *self._now[:3], self._idle_s
 
     def at(self, where: str, step: int) -> None:
         """Something of the start begins, or a save: anything that may take long."""
@@ -157,31 +162,36 @@ class Watchdog:
 
     def _watch(self) -> None:
         tick_s = min(1.0, self._guard.watchdog_min_s / 10)
-        idle_s, seen, before = 0.0, -1, time.monotonic()
+        seen, before = -1, time.monotonic()
         while not self._over.wait(tick_s):
             now = time.monotonic()
             gap_s, before = now - before, now
             # this process may have been suspended with all its peers: that time is nobody's fault
-            idle_s += min(gap_s, 2 * tick_s)
+            self._idle_s += min(gap_s, 2 * tick_s)
             count, where, step, limit_s = self._now
             if count != seen:
-                idle_s, self._suspended_s, seen = 0.0, 0.0, count
+                self._idle_s, self._suspended_s, seen = 0.0, 0.0, count
             self._suspended_s += gap_s if gap_s > _SUSPENDED_S else 0.0
             faulthandler.dump_traceback_later(self._guard.watchdog_start_s + 60, exit=True, file=2)
-            if idle_s > limit_s:
-                if not self._bear_with_rank_0(idle_s):
+            if self._idle_s > limit_s:
+                idle_s = self._idle_s
+                if not self._bear_with_rank_0(idle_s, limit_s) and self._now[0] == count:
                     self.hung(
                         f"nothing was done for {idle_s:.0f} s (limit {limit_s:.0f} s) in '{where}' after {step} steps"
                     )
                 # while it asked it was not suspended: it waited
-                idle_s, before = idle_s + (time.monotonic() - now), time.monotonic()
+                self._idle_s, before = idle_s + (time.monotonic() - now), time.monotonic()
         faulthandler.cancel_dump_traceback_later()  # here, or this thread might set it once more
 
-    def _bear_with_rank_0(self, idle_s: float) -> bool:
-        """Whether this rank waits for rank 0, which lives and is at something that may take long."""
-        if self._company is None or idle_s > self._guard.watchdog_start_s:
+    def _bear_with_rank_0(self, idle_s: float, limit_s: float) -> bool:
+        """Whether this rank waits for rank 0, which lives and is at something that may take long, or just was.
+
+        What it began less than the limit ago is its own watchdog's affair: it may come straight from a slow save.
+        """
+        if self._place.rank == 0 or self._company is None or idle_s > self._guard.watchdog_start_s:
             return False
-        return _answer(self._company.first_is_at, 2.5 * self.beat_s + 2 * _STORE_S) in SLOW
+        first = _answer(self._company.first, 2.5 * self.beat_s + 2 * _STORE_S)
+        return first is not None and (first.where in SLOW or first.for_s < limit_s)
 
     @contextmanager
     def heeding_time_outs(self) -> Iterator[None]:
@@ -243,6 +253,8 @@ class Watchdog:
         self._name_the_missing(self._company, why, store_answers=speaks is True)
         _answer(self._company.said, _STORE_S)
         sys.stderr.flush()
+        if self._place.rank == 0:  # the store lives here, and peers may be asking it whether rank 0 is well
+            time.sleep(3 * self.beat_s)
 
     def _name_the_missing(self, company: Company, why: str, *, store_answers: bool) -> None:
         if self._suspended_s:

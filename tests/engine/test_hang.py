@@ -39,25 +39,35 @@ class Busy:
     """Peers whose rank 0 is at something."""
 
     where: str | None
+    for_s: float
 
-    def first_is_at(self) -> str | None:
-        return self.where
+    def first(self) -> Sign | None:
+        return Sign(1, 9, self.where, 3, self.for_s) if self.where else None
 
 
-@pytest.mark.parametrize(("where", "waits"), [("save", True), ("going back", True), ("data", False), (None, False)])
-def test_rank_0_is_waited_for_several_steps_after_it_began_to_save(
-    where: str | None, waits: bool, tmp_path: Path
+@pytest.mark.parametrize(
+    ("where", "for_s", "waits"),
+    [
+        ("save", 30, True),
+        ("going back", 30, True),
+        ("step", 1.5, True),  # it comes straight from a save, its peers have waited for all of that
+        ("step", 30, False),
+        (None, 0, False),
+    ],
+)
+def test_rank_0_is_waited_for_where_it_saves_or_just_did(
+    where: str | None, for_s: float, waits: bool, tmp_path: Path
 ) -> None:
-    """On a GPU the host is steps ahead of its device, and so of rank 0."""
+    """Also several steps later: on a GPU the host is ahead of its device, and so of rank 0."""
     dog = watchdog.Watchdog(
         Guard(watchdog_min_s=1, watchdog_factor=2), Place(1, 2, 1, 2, tmp_path), RunFolder(tmp_path)
     )
-    dog.among(cast(watchdog.Company, Busy(where)), [])
+    dog.among(cast(watchdog.Company, Busy(where, for_s)), [])
     for step in range(3):
         dog.step_begins(step)
         dog.step_ended(step + 1)
-    assert dog._bear_with_rank_0(2) is waits
-    assert not dog._bear_with_rank_0(1 + Guard().watchdog_start_s)
+    assert dog._bear_with_rank_0(3, 2) is waits
+    assert not dog._bear_with_rank_0(1 + Guard().watchdog_start_s, 2)
 
 
 SHORT = ("guard.watchdog_min_s=2", "guard.watchdog_factor=2", "guard.watchdog_start_s=60")
