@@ -296,6 +296,27 @@ class Guard:
     """How often steps may be skipped for good because their gradients were not finite when done again either."""
 
 
+@options
+class Measure:
+    """A short run that measures training steps instead of training (python -m hrdc_hpc.scaling).
+
+    Windows of steps as in training and of variants (without adding gradients up, on resident images) take turns.
+    """
+
+    images: Literal["real", "resident"] = "real"
+    """'resident': made-up images on the device instead of the data set, of which only the class counts are read."""
+    rounds: PositiveInt = 3
+    """Turns of each variant."""
+    steps: PositiveInt = 30
+    """Longest window, in timed steps."""
+    window_s: PositiveFloat = 20.0
+    """A window of slow steps is cut to about so many seconds, but not below 5 steps."""
+    warm_up: PositiveInt = 5
+    """Steps at the start of each window that are not timed."""
+    repeat: PositiveInt = 1
+    """Which repeat of the same measurement it is; changes nothing."""
+
+
 _RUN_NAME = Field(
     pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
     max_length=200,
@@ -321,3 +342,5 @@ class RunConfig:
     log: Annotated[Log, OPERATIONAL] = Log()
     guard: Annotated[Guard, OPERATIONAL] = Guard()
     cluster: Annotated[Cluster, OPERATIONAL] = Cluster()
+    measure: Annotated[Measure, OPERATIONAL] | None = None
+    """Set by scaling studies: measure steps instead of training."""

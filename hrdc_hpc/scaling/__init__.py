@@ -1,0 +1,1 @@
+"""Scaling studies: what more nodes buy, measured, fitted, predicted and put into advice. Torch-free."""
