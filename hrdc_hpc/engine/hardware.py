@@ -50,6 +50,14 @@ def _together(ranks: Sequence[Node]) -> Node:
     )
 
 
+def waited_for_core_s() -> float:
+    """Seconds for which this thread could have run and had no core, so far; 0 where the kernel does not count them."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def interface(backend: str, number_of_nodes: int) -> str | None:
     """Return the interface that gradients go over between nodes; None where there is one node, or it is not known."""
     if number_of_nodes == 1:

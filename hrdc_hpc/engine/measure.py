@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 _SAVES = 2
 """The first one also finds memory for its copies, which later ones of a run have."""
+_STARVED = 0.05
+"""Share of the time without a core that is worth a note."""
 _STRAGGLER = 1.1
 """How many times rank 0's the slowest rank's time is, to be worth a note."""
 
@@ -155,8 +157,8 @@ class Measuring:
         rate = self.config.optim.global_batch * len(window.step_s) / seconds
         self.journal.write(
             "measure", self.windows.done, variant=variant, round=number, steps=planned, timed=len(window.step_s),
-            step_s=statistics.median(window.step_s), ranks_s=list(window.ranks_s), images_per_s=rate,
-            eta_s=(planned - self.windows.done) * seconds / len(window.step_s),
+            step_s=statistics.median(window.step_s), ranks_s=list(window.ranks_s), no_core=window.no_core,
+            images_per_s=rate, eta_s=(planned - self.windows.done) * seconds / len(window.step_s),
         )  # fmt: skip
         if self.processes.first:
             log.info(
@@ -266,6 +268,12 @@ class Measuring:
             self.notes.append("the data set lies in the devices' memory: as_is reads nothing from disk either")
         if step.captured:
             self.notes.append("a step is one CUDA graph: all of it counts as compute")
+        starved = statistics.median(w.no_core for windows in self.found.values() for w in windows)
+        if starved > _STARVED:
+            self.notes.append(
+                f"rank 0 had no core to run on for {100 * starved:.0f} % of the time: others were at work on its node,"
+                " and figures are no better than that"
+            )
         alone = [w for name, windows in self.found.items() if name.endswith("no_sync") for w in windows]
         if alone and (slowest := statistics.median(max(w.ranks_s) / w.ranks_s[0] for w in alone)) > _STRAGGLER:
             self.notes.append(

@@ -21,6 +21,7 @@ from hrdc_hpc.config.schema import Measure, RunConfig
 from hrdc_hpc.data.batch import DECODED, Batch, to_device
 from hrdc_hpc.data.classes import ClassInfo
 from hrdc_hpc.data.index import ImageIndex
+from hrdc_hpc.engine import hardware
 from hrdc_hpc.engine.around import Around
 from hrdc_hpc.engine.clock import IDLE
 from hrdc_hpc.engine.energy import EnergyCounter
@@ -48,6 +49,8 @@ class Window:
     """Rank 0's, mean over the timed steps."""
     ranks_s: Sequence[float]
     """Length of the timed part on each rank."""
+    no_core: float
+    """Share of the window's time for which the host's thread of rank 0 had no core to run on."""
     joules: float | None
     """Of all GPUs, over all steps of the window; None where that is not known."""
 
@@ -111,7 +114,7 @@ class Windows:
 
     def _timed(self, steps: int, *, resident: bool) -> Window:
         clock = self.parts.step.clock
-        before = self.energy.joules()
+        before, began, starved_s = self.energy.joules(), time.perf_counter(), hardware.waited_for_core_s()
         if self.reads and not resident:
             self._forget_what_was_read_ahead()
         self._take(self.told.warm_up, resident=resident)
@@ -122,6 +125,7 @@ class Windows:
         step_s = clock.step_times()
         busy = clock.read()
         after = self.energy.joules()
+        no_core = (hardware.waited_for_core_s() - starved_s) / (time.perf_counter() - began)
         share = Share(
             data_wait_s=min(self._waited_s, busy[IDLE]) / steps,
             compute_s=busy["compute"] / steps,
@@ -132,7 +136,7 @@ class Windows:
         everybody: list[tuple[float, float | None]] = self.processes.everybody((sum(step_s), used))
         joules = [one for _, one in everybody]
         known = None if None in joules else sum(one for one in joules if one is not None)
-        return Window(step_s, share, [own for own, _ in everybody], known)
+        return Window(step_s, share, [own for own, _ in everybody], no_core, known)
 
     def _forget_what_was_read_ahead(self) -> None:
         """Leave out batches that the loader made while others had the device: steps would have them for nothing."""
