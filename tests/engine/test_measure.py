@@ -6,7 +6,9 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 
 from hrdc_hpc.config.load import loads, to_yaml
 from hrdc_hpc.config.schema import Measure
-from hrdc_hpc.engine.allreduce import sizes
+from hrdc_hpc.engine.allreduce import sizes, sweep
 from hrdc_hpc.engine.checkpoint import list_checkpoints
 from hrdc_hpc.engine.checkpoint_files import folder_name
 from hrdc_hpc.engine.measure import Measuring
@@ -24,7 +26,7 @@ from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.measurement import VARIANTS, Measurement, read
 from hrdc_hpc.record.metrics import read_raw
 
-from measuring import DATA_S, NETWORK_S, measure_slowed_down, measure_without_reading
+from measuring import DATA_S, NETWORK_S, measure_compiled, measure_slowed_down, measure_without_reading
 from ranks import Ranks, StopWhen
 from runs import make_run
 from steps import alone, config_of, parts_of, run_of
@@ -147,6 +149,18 @@ def test_made_up_images_in_a_run_with_everything(tmp_path: Path, digits: Path) -
     assert (found.images, found.precision) == ("resident", "fp16")
 
 
+@pytest.mark.slow
+def test_the_switch_is_outside_compiled_code(tmp_path: Path, digits: Path) -> None:
+    told = "measure={images: resident, rounds: 2, steps: 3, warm_up: 1}"
+    run = make_run(tmp_path, digits, "compiled", "compute.compile=true", "method=ce", told)
+    Ranks(run, 2, target=measure_compiled).finish(250)
+    assert set(found_by(run).windows) == set(VARIANTS)
+    for rank in range(2):
+        before, after = json.loads((run / f"rank-{rank}.json").read_text())
+        assert before[0] > 0, "nothing was compiled"
+        assert after == before, "something was compiled again, or broke the graph"
+
+
 def test_a_stopped_measurement_begins_anew(tmp_path: Path, digits: Path) -> None:
     run = make_run(tmp_path, digits, "stopped", "measure={rounds: 2, steps: 1000, warm_up: 1}")
     flag, folder = tmp_path / "stop", RunFolder(run)
@@ -191,6 +205,27 @@ def test_sizes_of_all_reduces() -> None:
     assert sizes(40) == [40]
 
 
+def test_all_reduces_that_take_too_long_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of 1 MB/s, on a clock that only the network moves."""
+    now, asked = [0.0], []
+
+    def slow(tensor: torch.Tensor, **_: Any) -> None:
+        now[0] += tensor.numel() * tensor.element_size() / 1e6
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0])
+    with alone(tmp_path / "meet.json", config_of()) as processes, monkeypatch.context() as patched:
+        patched.setattr("torch.distributed.all_reduce", slow)
+        patched.setattr("hrdc_hpc.engine.allreduce.time", clock)
+        found, cut = sweep(processes, 64_000_000, "bf16", lambda: asked.append(now[0]), within_s=1.0)
+    assert now[0] < 1.0
+    assert [one.bytes for one in found] == [4096, 16384, 65536]
+    assert cut is not None
+    assert "more than 65536 bytes were left out" in cut
+    for one in found:
+        assert list(one.seconds) == pytest.approx([one.bytes / 1e6] * len(one.seconds))
+    assert len(asked) == 4, "a stop is heeded between sizes"
+
+
 def test_a_start_is_counted_from_the_process_s_own() -> None:
     before = process_age_s()
     time.sleep(0.05)
@@ -215,8 +250,6 @@ def on_gpu(tmp_path: Path) -> Iterator[Windows]:
 
 @pytest.mark.gpu
 def test_on_a_gpu_nothing_waits_inside_a_window(on_gpu: Windows, monkeypatch: pytest.MonkeyPatch) -> None:
-    from contextlib import ExitStack
-
     take, walls = Windows._take, []
 
     def strictly(self: Windows, number: int, *, resident: bool) -> None:

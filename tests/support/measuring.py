@@ -87,3 +87,26 @@ def measure_without_reading(run: Path, place: Place, stop: Stop) -> None:
 
     TrainLoader.batches = refuse  # type: ignore[method-assign]
     trainer.train(run, place, stop)
+
+
+def measure_compiled(run: Path, place: Place, stop: Stop) -> None:
+    """Measure; leave in rank-<r>.json how many programs were compiled, and broken up, before the windows and after."""
+    from torch._dynamo.utils import counters
+
+    from hrdc_hpc.engine import trainer
+    from hrdc_hpc.engine.measure import Measuring
+
+    take_turns, told = Measuring._take_turns, []
+
+    def look() -> None:
+        told.append([counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())])
+
+    def looked_at(self: Measuring) -> list[int]:
+        look()
+        found = take_turns(self)
+        look()
+        return found
+
+    Measuring._take_turns = looked_at  # type: ignore[method-assign]
+    trainer.train(run, place, stop)
+    (run / f"rank-{place.rank}.json").write_text(json.dumps(told))
