@@ -182,15 +182,16 @@ class Measuring:
         """Save as training does, but beside the checkpoints, where nothing is ever resumed from; then remove it."""
         place, cost = self.folder.path / "measured-checkpoint", _Cost()
         with ExitStack() as stack:
-            saver = stack.enter_context(closing(self._saver(place))) if self.lease else None
+            saver = None
+            if self.lease:
+                stack.callback(shutil.rmtree, place, ignore_errors=True)
+                saver = stack.enter_context(closing(self._saver(place)))
             for number in range(1, 1 + _SAVES):
                 self.around.agreement.together()
                 self.watchdog.at(SAVE, self.windows.done)
                 self.journal.phase("save", "begin", 0)
                 cost = self._save(saver, number)
                 self.journal.phase("save", "end", 0)
-        if self.lease:
-            shutil.rmtree(place, ignore_errors=True)
         return cost
 
     def _saver(self, place: Path) -> Saver:
