@@ -39,6 +39,7 @@ from hrdc_hpc.cluster.results import TAIL_LINES
 from hrdc_hpc.cluster.runs import cancel_command, follow_command, resubmit_command
 from hrdc_hpc.cluster.scheduler import SchedulerError
 from hrdc_hpc.cluster.timeline import account_of
+from hrdc_hpc.record.folder import RunFolder
 
 _WATCH_S = 3.0
 """Seconds between two looks at the folders and at the queue."""
@@ -139,7 +140,9 @@ def _next(row: Overview) -> dict[str, str]:
             "cancel": f"{cancel_command(Path(row.run))}{saves}",
         }
     if row.state == "finished":
-        return {"result": follow_command(Path(row.run)), "evaluate": f"python -m hrdc_hpc.evaluate {run}"}
+        result = {"result": follow_command(Path(row.run))}
+        measured = (RunFolder(row.run).summary() or {}).get("measured")  # there are no weights to evaluate
+        return result if measured else result | {"evaluate": f"python -m hrdc_hpc.evaluate {run}"}
     commands = {} if row.state == "prepared" else {"output": f"python -m hrdc_hpc.status logs {run}"}
     return commands | {"resume": f"python -m hrdc_hpc.launch --resume {run}"}
 

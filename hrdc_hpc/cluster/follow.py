@@ -36,8 +36,8 @@ class Progressed:
     step: int = 0
     steps: int | None = None
     """Of the whole run; None until the first record says how long it will take."""
-    epoch: int = 0
-    """Under way, counted from 0 as in the records."""
+    epoch: int | None = 0
+    """Under way, counted from 0 as in the records; None: a measured run, which has none."""
     loss: float | None = None
     images_per_s: float | None = None
     eta_s: float | None = None
@@ -58,6 +58,9 @@ class Progressed:
     def _with(self, record: dict[str, Any], global_batch: int) -> Progressed:
         if record["kind"] == "checkpoint":
             return replace(self, checkpoint=record["step"])
+        if record["kind"] == "measure":
+            steps, eta, speed = record["steps"], record["eta_s"], record["images_per_s"]
+            return replace(self, step=record["step"], steps=steps, epoch=None, images_per_s=speed, eta_s=eta)
         if record["kind"] != "train":
             return self
         step, eta, speed = record["step"], record.get("eta_s"), record.get("images_per_s")
@@ -69,7 +72,9 @@ class Progressed:
 
     def text(self) -> str:
         """One line for people."""
-        parts = [f"step {self.step}" + (f"/{self.steps}" if self.steps else ""), f"epoch {self.epoch + 1}"]
+        parts = [f"step {self.step}" + (f"/{self.steps}" if self.steps else "")]
+        if self.epoch is not None:
+            parts.append(f"epoch {self.epoch + 1}")
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
         if self.images_per_s is not None:
@@ -245,7 +250,8 @@ def _start(record: dict[str, Any]) -> str:
     ranks = record["world_size"]
     forms = [name for key, name in (("compiled", "compiled"), ("cuda_graph", "CUDA graph")) if record.get(key)]
     parts = [f"{record['parameters']:,} parameters", f"{ranks} rank{'s'[: ranks > 1]}", record["device"]]
-    return "trains: " + ", ".join([*parts, record["precision"], *(forms or ["eager"])])
+    what = "trains" if record.get("steps_per_epoch") else "measures"
+    return f"{what}: " + ", ".join([*parts, record["precision"], *(forms or ["eager"])])
 
 
 def _evaluation(record: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ add up to it:
 | training    | steps that count: no later attempt went back behind them. This part's share is the goodput      |
 | repeated    | steps that were, or have to be, trained again, and what a killed attempt did after its last     |
 |             | record; between two records the time is shared out evenly over their steps                      |
+| measuring   | a measured run's windows (config.measure): nothing is learnt                                    |
 | startup     | from the start of an attempt's first rank to its first step: imports, meeting, data, compiling, |
 |             | reading the checkpoint                                                                          |
 | evaluation  | while training                                                                                  |
@@ -26,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PARTS = ("training", "repeated", "startup", "evaluation", "saving", "queue", "unsubmitted", "other")
+PARTS = ("training", "repeated", "measuring", "startup", "evaluation", "saving", "queue", "unsubmitted", "other")
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class Activity:
             self._saving = None if self._saving == step else self._saving
         elif name == "train":
             self._phase = "training" if begins else "leaving"
+        elif name == "measure":
+            self._phase = "measuring" if begins else "leaving"
         elif name == "startup":
             self._phase = "startup" if begins else "between"
 
@@ -212,8 +215,12 @@ def _divide(
 
 
 def line(goodput: Goodput) -> str:
-    """One line for people: the share of training, then the other parts that took 0.1 % or more, largest first."""
+    """One line for people: the share of training, then the other parts that took 0.1 % or more, largest first.
+
+    A measured run trains nothing, and has no such share.
+    """
     rest = sorted((part for part in PARTS[1:] if goodput.share(part) >= 0.001), key=lambda part: -goodput.share(part))
-    words = [f"{100 * goodput.share('training'):.1f} %", *(f"{p} {100 * goodput.share(p):.1f} %" for p in rest)]
+    first = [] if goodput.seconds["measuring"] else [f"{100 * goodput.share('training'):.1f} %"]
+    words = [*first, *(f"{p} {100 * goodput.share(p):.1f} %" for p in rest)]
     steps = goodput.repeated_steps
     return ", ".join(words) + (f"; {steps} step{'s'[: steps != 1]} trained twice" if steps else "")

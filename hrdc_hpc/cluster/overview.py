@@ -45,8 +45,8 @@ GOING = ("queued", "requeued", "running", "unknown")
 OVER = ("stopped", "failed", "lost")
 """States of a run that ended without its result, and goes on only if somebody starts it again."""
 _DOING = {
-    "startup": "starting up", "training": "training", "evaluation": "evaluating", "saving": "saving",
-    "other": "running",
+    "startup": "starting up", "training": "training", "measuring": "measuring", "evaluation": "evaluating",
+    "saving": "saving", "other": "running",
 }  # fmt: skip
 _STOPPED = ("preempted", "time limit", "cancelled", "stop file", "stopped")
 _LOST = ("killed", "node lost")
@@ -63,8 +63,8 @@ class Overview:
     """Path of its folder."""
     state: State
     doing: str | None
-    """Of a running one: starting up, training, evaluating, saving, running (between these), closing down, silent (no
-    sign of life)."""
+    """Of a running one: starting up, training, measuring, evaluating, saving, running (between these), closing down,
+    silent (no sign of life)."""
     word: str
     """The scheduler's word and reason, or why it is not going on; empty where the state says all."""
     may_start: float | None
@@ -263,7 +263,7 @@ def _progress(found: _Found, read: Newest, now: float) -> Overview:
     step = saved_step
     if train and train["attempt"] == read.attempt:
         step = max(int(train["step"]), saved_step or 0)
-    steps, per_epoch = start.get("steps"), start.get("steps_per_epoch")
+    steps, per_epoch = train.get("steps", start.get("steps")), start.get("steps_per_epoch")
     eta = train.get("eta_s") if train and train["attempt"] == read.attempt else None
     primary = evaluation.get("primary")
     shares = evaluation.get("accuracy", {}).get(primary, {})

@@ -26,14 +26,27 @@ def print_result(summary: Mapping[str, Any], run: Path) -> None:
     The title says which images were evaluated: those of data.holdout are no test images, nor balanced.
 
     Args:
-        summary: report/summary.json; accuracies are shares, 0 to 1.
+        summary: report/summary.json; accuracies are shares, 0 to 1. Of a measured run: one line on its speed.
         run: the run folder.
     """
+    if summary.get("measured"):
+        sys.stdout.write(f"{measured(summary)}\nrun folder: {run}\n")
+        sys.stdout.flush()
+        return
     what = "balanced test accuracy" if _trained_on_all(run) else "held-out accuracy"
     title = f"{what} after epoch {summary['epoch']}, step {summary['step']}"
     print_table(accuracy_table(summary["accuracy"], summary["primary"], title, summary.get("accuracy_ema")))
     sys.stdout.write(f"{_left_out(run)}{_goodput(run)}run folder: {run}\n")
     sys.stdout.flush()
+
+
+def measured(summary: Mapping[str, Any]) -> str:
+    """Return one line on what a measured run found."""
+    nodes, ranks = summary["nodes"], summary["world_size"]
+    return (
+        f"measured on {nodes} node{'s'[: nodes > 1]}, {ranks} rank{'s'[: ranks > 1]}: {summary['images_per_s']:.1f}"
+        f" images/s; a step of {summary['global_batch']} images takes {summary['step_s']:.4g} s (median)"
+    )
 
 
 def _trained_on_all(run: Path) -> bool:

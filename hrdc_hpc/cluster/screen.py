@@ -152,7 +152,8 @@ def _facts(row: Overview) -> dict[str, str]:
     words = _short(note(row), _PAGE_MOST)
     facts = {"run": row.run, "state": f"{state}; {words}" if words else state}
     if row.step is not None:
-        facts["progress"] = f"step {_of_all(row.step, row.steps)}, {_of_all(row.epoch, row.epochs)} epochs" + (
+        epochs = "" if row.epochs is None else f", {_of_all(row.epoch, row.epochs)} epochs"
+        facts["progress"] = f"step {_of_all(row.step, row.steps)}{epochs}" + (
             f", {row.images_per_s:.0f} images/s, {duration(row.eta_s)} to go" if row.eta_s and row.images_per_s else ""
         )
     if row.loss is not None:
@@ -193,20 +194,21 @@ def _attempts(stories: Sequence[Story], account: Account) -> Table:
 def _spent(account: Account) -> Table:
     """Where the time went: a row per attempt, with the wait before it, and one for all of them."""
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for name in ("", *_SHORT.values(), "all", "good"):
+    short = {part: name for part, name in _SHORT.items() if part != "measuring" or account.run.seconds[part]}
+    for name in ("", *short.values(), "all", "good"):
         made.add_column(name, justify="right", no_wrap=True)
     rows = {str(number): one for number, one in account.attempts.items()} | {"all": account.run}
     for name, one in rows.items():
-        made.add_row(name, *(_time(one.seconds[part]) for part in _SHORT), _time(one.total_s), _share(one))
-    made.add_row("%", *(f"{100 * account.run.share(part):.1f}" for part in _SHORT), "100")
+        made.add_row(name, *(_time(one.seconds[part]) for part in short), _time(one.total_s), _share(one))
+    made.add_row("%", *(f"{100 * account.run.share(part):.1f}" for part in short), "100")
     return made
 
 
 _SHORT = {
-    "training": "train", "repeated": "again", "startup": "start", "evaluation": "eval", "saving": "save",
-    "queue": "queue", "unsubmitted": "away", "other": "other",
+    "training": "train", "repeated": "again", "measuring": "meas.", "startup": "start", "evaluation": "eval",
+    "saving": "save", "queue": "queue", "unsubmitted": "away", "other": "other",
 }  # fmt: skip
-"""Column by part of the goodput."""
+"""Column by part of the goodput; that of measuring is shown where there was any."""
 _LEGEND = "where the time went (again: trained in vain; away: not submitted; a wait is that of the attempt after it)"
 
 

@@ -50,7 +50,9 @@ def result_rows(path: Path) -> list[Row]:
 
 
 def _row(path: Path, values: Mapping[str, str], names: Sequence[str]) -> Row:
-    found = {name: summary for name in names if (summary := RunFolder(path / name).summary()) is not None}
+    summaries = {name: RunFolder(path / name).summary() for name in names}
+    # a measured run is finished without a result of this kind
+    found = {name: summary for name, summary in summaries.items() if summary and "accuracy" in summary}
     shares: dict[str, list[float]] = {column: [] for column in COLUMNS}
     for summary in found.values():
         accuracy = summary["accuracy"][summary["primary"]]

@@ -26,8 +26,13 @@ def note_left_out(images: Images, journal: Journal) -> None:
         journal.write("left_out", 0, numbers=numbers, files={split: some[:100] for split, some in left_out.items()})
 
 
-def say_what_runs(parts: Parts, processes: Processes, journal: Journal, steps_per_epoch: int, steps: int) -> None:
-    """Write down what 'auto' and unset settings came to, and how large the network is."""
+def say_what_runs(
+    parts: Parts, processes: Processes, journal: Journal, steps_per_epoch: int | None, steps: int
+) -> None:  # fmt: skip
+    """Write down what 'auto' and unset settings came to, and how large the network is.
+
+    `steps_per_epoch` None: it is a measured run, which has no epochs.
+    """
     step = parts.step
     number = parameters(step.network)
     settings = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hrdc_hpc.engine.agreement import Agreement
 from hrdc_hpc.engine.deadline import Deadline
@@ -11,6 +11,7 @@ from hrdc_hpc.engine.journal import Journal
 from hrdc_hpc.engine.peers import Peers
 from hrdc_hpc.engine.place import Place
 from hrdc_hpc.engine.profile import Profiler
+from hrdc_hpc.engine.startup import Startup
 from hrdc_hpc.engine.watchdog import Watchdog
 from hrdc_hpc.record.health import Home
 from hrdc_hpc.record.lease import Lease
@@ -39,3 +40,4 @@ class Around:
     peers: Peers
     faults: Faults
     homes: list[Home]
+    startup: Startup = field(default_factory=Startup)

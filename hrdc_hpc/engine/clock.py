@@ -7,6 +7,7 @@ rank is there to the moment at which all ranks' sums are; what overlaps with the
 
 from __future__ import annotations
 
+import itertools
 import time
 from enum import IntEnum
 
@@ -60,6 +61,17 @@ class StepClock:
         self._steps.clear()
         self._since = self._now()
 
+    def step_times(self) -> list[float]:
+        """Return the seconds of each step since the last restart, which waits for a GPU; they are not read thereby.
+
+        A step's time is from the end of the one before it, or the restart, to its own end: they add up to the whole.
+        """
+        assert self._since is not None, "it was never restarted"
+        ends = [self._since, *(step[Mark.DONE] for step in self._steps)]
+        if isinstance(ends[-1], torch.cuda.Event):
+            ends[-1].synchronize()
+        return [seconds(before, end) for before, end in itertools.pairwise(ends)]
+
     def read(self) -> dict[str, float]:
         """Return seconds of compute, communication, optimizer and idle since the last read; waits for a GPU.
 
@@ -73,12 +85,12 @@ class StepClock:
             if isinstance(last, torch.cuda.Event):
                 last.synchronize()
             before = step[Mark.BEGIN]
-            totals[IDLE] += _seconds(done, before) if done is not None else 0.0
+            totals[IDLE] += seconds(done, before) if done is not None else 0.0
             done = last
             inside = [mark for mark in (Mark.GRADIENTS, Mark.REDUCED) if mark in step]
             for name, mark in _SHARES.items():
                 if mark in step and (inside or mark is Mark.DONE):
-                    totals[name if inside else "compute"] += _seconds(before, step[mark])
+                    totals[name if inside else "compute"] += seconds(before, step[mark])
                     before = step[mark]
         self.restart()
         return totals
@@ -86,19 +98,21 @@ class StepClock:
     def _now(self) -> Moment:
         if not self._on_gpu:
             return time.perf_counter()
-        event = self._free.pop() if self._free else _event()
-        event.record()
-        return event
+        moment = self._free.pop() if self._free else event()
+        moment.record()
+        return moment
 
     def _recycle(self, step: dict[Mark, Moment]) -> None:
         self._free += [moment for moment in step.values() if isinstance(moment, torch.cuda.Event)]
 
 
-def _event() -> torch.cuda.Event:
+def event() -> torch.cuda.Event:
+    """Return an event of a GPU that can be asked for the time."""
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch has no annotations there
 
 
-def _seconds(start: Moment, end: Moment) -> float:
+def seconds(start: Moment, end: Moment) -> float:
+    """Seconds from one moment to another; of a GPU both must be past."""
     if isinstance(start, torch.cuda.Event):
         assert isinstance(end, torch.cuda.Event)
         return float(start.elapsed_time(end)) / 1000

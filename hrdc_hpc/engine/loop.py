@@ -16,12 +16,10 @@ from hrdc_hpc.engine import checkpoint
 from hrdc_hpc.engine.announce import say_what_runs, use_per_image_s
 from hrdc_hpc.engine.around import Around, Outcome
 from hrdc_hpc.engine.checkpoint import better
-from hrdc_hpc.engine.ema import ema_weight
 from hrdc_hpc.engine.evaluation import Accuracy, Interrupted
 from hrdc_hpc.engine.journal import Meter
-from hrdc_hpc.engine.learning_rate import learning_rate
 from hrdc_hpc.engine.nonfinite import NonFinite
-from hrdc_hpc.engine.parts import Parts, rehearse, step_draws
+from hrdc_hpc.engine.parts import Parts, rehearse, scalars_at, step_draws
 from hrdc_hpc.engine.processes import Processes
 from hrdc_hpc.engine.resume import Beginning, go_back, resume
 from hrdc_hpc.engine.saving import Saving
@@ -176,13 +174,7 @@ class Run:
         self.meter.stepped()
 
     def _scalars(self, step: int) -> dict[str, float]:
-        config, decay = self.config, self.config.optim.ema_decay
-        return {
-            LR: learning_rate(step, steps_per_epoch=self.per_epoch, optim=config.optim),
-            EMA_WEIGHT: ema_weight(step, decay) if decay is not None else 0.0,
-            **({POISON: self.faults.poison(step)} if self.faults.poisons else {}),
-            **self.parts.method.scalars(step // self.per_epoch, config.optim.epochs),
-        }
+        return scalars_at(step, self.config, self.parts, self.faults)
 
     def _after_step(self, done: int, batches: dict[str, Batch], *, counts: bool) -> str | None:
         """Look, log, evaluate, save, ask whether to stop.

@@ -22,11 +22,14 @@ from hrdc_hpc.data.loaders import eval_loader as make_eval_loader
 from hrdc_hpc.data.loaders import train_loader
 from hrdc_hpc.data.philox import uniforms
 from hrdc_hpc.data.pixels import PixelArray
+from hrdc_hpc.engine.ema import ema_weight
 from hrdc_hpc.engine.evaluation import Evaluator
+from hrdc_hpc.engine.faults import Faults
+from hrdc_hpc.engine.learning_rate import learning_rate
 from hrdc_hpc.engine.place import NeverStop, Stop, Stopped
 from hrdc_hpc.engine.precision import Precision, pick_precision
 from hrdc_hpc.engine.processes import Processes
-from hrdc_hpc.engine.step import TrainStep
+from hrdc_hpc.engine.step import EMA_WEIGHT, LR, POISON, TrainStep
 from hrdc_hpc.methods.base import Method
 from hrdc_hpc.models.network import Network, build_network
 
@@ -189,6 +192,17 @@ def step_draws(method: Method, seed: int, stream: str, batch: Batch, device: tor
     on_gpu = device.type == "cuda"  # from pinned memory: the host does not wait for the copy
     tensors = {purpose: torch.from_numpy(values) for purpose, values in drawn.items()}
     return {p: (t.pin_memory() if on_gpu else t).to(device, non_blocking=True) for p, t in tensors.items()}
+
+
+def scalars_at(step: int, config: RunConfig, parts: Parts, faults: Faults) -> dict[str, float]:
+    """Return the schedule values of a 0-based step of the run."""
+    decay, per_epoch = config.optim.ema_decay, parts.steps_per_epoch
+    return {
+        LR: learning_rate(step, steps_per_epoch=per_epoch, optim=config.optim),
+        EMA_WEIGHT: ema_weight(step, decay) if decay is not None else 0.0,
+        **({POISON: faults.poison(step)} if faults.poisons else {}),
+        **parts.method.scalars(step // per_epoch, config.optim.epochs),
+    }
 
 
 def rehearse(config: RunConfig, parts: Parts, processes: Processes, between: Callable[[], None] = lambda: None) -> None:

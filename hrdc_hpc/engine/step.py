@@ -24,7 +24,7 @@ from hrdc_hpc.engine.buffers import FlatBuffers
 from hrdc_hpc.engine.clock import Mark, StepClock
 from hrdc_hpc.engine.compiling import pick_compile, pick_graph
 from hrdc_hpc.engine.ema import Ema
-from hrdc_hpc.engine.gradients import adding_up
+from hrdc_hpc.engine.gradients import Exchange, adding_up
 from hrdc_hpc.engine.graph import CapturedStep
 from hrdc_hpc.engine.optimizer import clip, make_optimizer, momenta
 from hrdc_hpc.engine.precision import Precision
@@ -60,6 +60,7 @@ class TrainStep:
         if self.scaler:
             self.scaler.scale(torch.zeros((), device=device))  # makes its tensors, which otherwise the first step does
         self.clock = StepClock(device)
+        self.exchange = Exchange()
         self.compiled = pick_compile(compute, processes)
         self.captured = False
         """Whether steps are replays of one CUDA graph; known after the rehearsal."""
@@ -89,12 +90,19 @@ class TrainStep:
         if self.compiled:
             # inside DDP, whose buckets then cut the compiled graph, so that reduction still overlaps with backward
             self._loss.compile(dynamic=False)
-        self._ddp = self._over_ranks(compute.gradients) if processes.world_size > 1 else None
+        self._number_format = compute.gradients
+        self._ddp = self._over_ranks() if processes.world_size > 1 else None
 
-    def _over_ranks(self, number_format: str) -> DistributedDataParallel:
+    def _over_ranks(self) -> DistributedDataParallel:
         ddp = DistributedDataParallel(self._loss, gradient_as_bucket_view=True, **_OWN_BUFFERS)
-        ddp.register_comm_hook(None, adding_up(number_format, self.clock, self.taint[1]))
+        hook = adding_up(self._number_format, self.clock, self.taint[1], self.exchange)
+        ddp.register_comm_hook(None, hook)
         return ddp
+
+    def gradient_bytes(self) -> int:
+        """What one all-reduce of all gradients sends, in the format that they are added up in."""
+        trained = sum(weight.numel() for weight in self._loss.parameters() if weight.requires_grad)
+        return trained * (2 if self._number_format == "bf16" else 4)
 
     @property
     def execution(self) -> dict[str, bool]:
@@ -119,7 +127,7 @@ class TrainStep:
         `between` is called after each part, on all ranks; what it raises comes through.
         """
         inputs = self._inputs(batches, draws)
-        with self._everything_kept():
+        with self.everything_kept():
             if self._capture:  # on a stream of its own: nothing of the graph may have run on another one before
                 self._try_to_capture(inputs)
                 between()
@@ -142,7 +150,7 @@ class TrainStep:
         self.captured = self._graph is not None
 
     @contextmanager
-    def _everything_kept(self) -> Iterator[None]:
+    def everything_kept(self) -> Iterator[None]:
         """Put back, in place, all that a step changes."""
         integers = [buffer for buffer in self.network.buffers() if not buffer.is_floating_point()]
         changing = [*self.network.parameters(), self.buffers.flat, *integers, *self.momenta().values()]

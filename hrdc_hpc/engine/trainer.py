@@ -23,11 +23,13 @@ from hrdc_hpc.engine.deadline import Deadline
 from hrdc_hpc.engine.faults import Faults
 from hrdc_hpc.engine.journal import Journal, RunJournal, SilentJournal, kept
 from hrdc_hpc.engine.loop import Run
+from hrdc_hpc.engine.measure import Measuring
 from hrdc_hpc.engine.parts import build_parts, open_images
 from hrdc_hpc.engine.peers import Peers, Sign
 from hrdc_hpc.engine.place import Place, Stop, Stopped
 from hrdc_hpc.engine.processes import call_off, open_processes
 from hrdc_hpc.engine.profile import Profiler
+from hrdc_hpc.engine.startup import Startup
 from hrdc_hpc.engine.watchdog import OnLeave, Watchdog
 from hrdc_hpc.record.attempts import Attempt, begin_attempt
 from hrdc_hpc.record.folder import RunFolder
@@ -47,21 +49,25 @@ def train(run: Path, place: Place, stop: Stop, on_leave: OnLeave | None = None) 
     """Train the run in folder `run` to its end, or until told to stop; called on every rank.
 
     Resumes from the folder's newest whole checkpoint. If the outcome is not finished, a checkpoint of the last step
-    has been committed, unless the run was told to stop before it had done any. Raises ValueError for a config or data
+    has been committed, unless the run was told to stop before it had done any. With config.measure it measures steps
+    instead, see measure.py, and keeps nothing of what is learnt. Raises ValueError for a config or data
     set that cannot be trained (DataError: damaged files), BadNode for a node that fails its check, RuntimeError for
     what the world did. A rank that hangs does not return: it calls `on_leave` and ends its process, see watchdog.py.
     """
     folder = RunFolder(run)
     config = loads(folder.config.read_text(), str(folder.config))
+    startup = Startup()
     with Watchdog(config.guard, place, folder, on_leave) as watchdog, watchdog.heeding_time_outs():
         try:
-            return _attempt(folder, config, place, stop, watchdog)
+            return _attempt(folder, config, place, stop, watchdog, startup)
         except Stopped as told:
             log.info("stopped before the start by %s; nothing is lost", told.reason)
             return Outcome(False, told.reason, 0)
 
 
-def _attempt(folder: RunFolder, config: RunConfig, place: Place, stop: Stop, watchdog: Watchdog) -> Outcome:
+def _attempt(
+    folder: RunFolder, config: RunConfig, place: Place, stop: Stop, watchdog: Watchdog, startup: Startup
+) -> Outcome:  # fmt: skip
     faults = Faults.told(place.rank)
     deadline = Deadline(stop.end_time, watchdog.times)
     with ExitStack() as stack:
@@ -86,21 +92,27 @@ def _attempt(folder: RunFolder, config: RunConfig, place: Place, stop: Stop, wat
         if faults:
             records.write("faults", 0, faults=str(faults))
         agreement = Agreement(processes, stop, deadline)
+        startup.done("meeting")
         if config.guard.health_check:
             watchdog.at("health check", 0)
             seconds = health.check(processes, place, folder, homes, faults, config.checkpoint.keep_last)
             records.write("health", 0, seconds=seconds, nodes=sorted({str(home) for home in homes}))
+        startup.done("health check")
         watchdog.at("opening the data set", 0)
         first_on_node = place.local_rank == 0
         images = open_images(config, processes, local_first=first_on_node, stop=stop, together=agreement.together)
         note_left_out(images, records)
+        startup.done("data set")
         watchdog.at("building the network", 0)
         parts = build_parts(config, images, processes, poisonable=faults.poisons)
         stack.callback(parts.close)
+        startup.done("network")
         window = config.log.profile_steps if attempt else None
         profiler = Profiler(window, folder.profile, attempt.number if attempt else 0, processes.device)
         stack.callback(profiler.close)
-        around = Around(place, lease, records, profiler, agreement, deadline, watchdog, peers, faults, homes)
+        around = Around(place, lease, records, profiler, agreement, deadline, watchdog, peers, faults, homes, startup)
+        if config.measure:
+            return Measuring(folder, config, parts, processes, around).to_the_end()
         return Run(folder, config, parts, processes, around).to_the_end()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from hrdc_hpc.record import manifest
@@ -18,9 +19,6 @@ _NOISE = re.compile(
 def describe() -> dict[str, Any]:
     """Return date (UTC), processor, usable cores, GPUs, versions and commit, as plain values."""
     told = manifest.collect([])
-    packages = {
-        name: version for name, version in told["packages"].items() if name in _PACKAGES or "nvidia-dali" in name
-    }
     gpus, source = told["gpus"], told["source"]
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime(told["time"])),
@@ -28,10 +26,15 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "gpus": gpus if isinstance(gpus, list) else [],
         "python": told["python"]["version"],
-        "packages": packages,
+        "packages": concerned(told["packages"]),
         "commit": source["sha"],
         "changed": bool(source.get("diff") or source.get("untracked")),
     }
+
+
+def concerned(packages: Mapping[str, str]) -> dict[str, str]:
+    """Return the versions, by name, of the packages that a measurement depends on."""
+    return {name: version for name, version in packages.items() if name in _PACKAGES or "nvidia-dali" in name}
 
 
 def short_name(described: dict[str, Any]) -> str:

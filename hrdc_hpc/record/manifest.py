@@ -39,7 +39,7 @@ def collect(command: Sequence[str]) -> dict[str, Any]:
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "packages": packages(),
         "platform": platform.platform(),
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count()},
+        "cpu": {"model": cpu_model(), "cores": os.cpu_count()},
         "gpus": gpus(),
     }
 
@@ -106,7 +106,8 @@ def _user() -> str:
         return f"uid {os.getuid()}"
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

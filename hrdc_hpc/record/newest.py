@@ -19,7 +19,7 @@ _HEAD = 1 << 16
 _FILES = 50
 """Attempts that are looked back; more without a single evaluation are not worth the time."""
 _KIND = re.compile(rb'"kind": "(\w+)"')
-_WANTED = {"train": "train", "eval": "evaluation", "checkpoint": "checkpoint"}
+_WANTED = {"train": "train", "measure": "train", "eval": "evaluation", "checkpoint": "checkpoint"}
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Newest:
     start: dict[str, Any] | None = None
     """What was settled at a start: steps, steps_per_epoch, world_size ..."""
     train: dict[str, Any] | None = None
+    """Of a measured run the 'measure' record of its last window, with steps in all."""
     evaluation: dict[str, Any] | None = None
     checkpoint: dict[str, Any] | None = None
     marks: list[dict[str, Any]] = field(default_factory=list)

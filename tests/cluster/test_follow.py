@@ -72,6 +72,12 @@ def test_progress_reckons_the_steps_from_the_time_to_finish() -> None:
     assert Progressed().after({"kind": "train", "attempt": 1, "step": 3, "epoch": 0}, 32).text() == "step 3  epoch 1"
 
 
+def test_progress_of_a_measured_run() -> None:
+    record = {"kind": "measure", "attempt": 1, "step": 40, "steps": 300, "images_per_s": 50.0, "eta_s": 99.0}
+    assert Progressed().after(record, 32).text() == "step 40/300  50 images/s  0:01:39 to go"
+    assert following._start({**START, "steps_per_epoch": None}).startswith("measures: 29,816 parameters, 2 ranks")
+
+
 def test_a_new_attempt_shows_nothing_of_the_one_before_but_what_it_saved() -> None:
     first = Progressed().after({**TRAIN, "step": 20}, 32).after({"kind": "checkpoint", "attempt": 1, "step": 16}, 32)
     begun = first.after({"kind": "phase", "attempt": 2, "step": 0}, 32)

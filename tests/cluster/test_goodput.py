@@ -63,6 +63,20 @@ def test_a_killed_and_resumed_run() -> None:
     )
 
 
+def test_a_measured_run_trains_nothing_and_repeats_nothing() -> None:
+    """Killed in its windows, it measures anew."""
+    began = [mark(1010, "startup", "begin", 0), mark(1020, "startup", "end", 0), mark(1020, "measure", "begin", 0)]
+    windows = [record(1030, "measure", 40), record(1040, "measure", 80)]
+    save = [mark(1040, "save", "begin", 0), mark(1043, "save", "end", 0)]
+    killed = account([Stay(0, [*began, *windows], 1010, 1040)], [1000], saved_step=0)
+    assert parts(killed.run) == {"queue": 10, "startup": 10, "measuring": 20}
+    assert killed.run.repeated_steps == 0
+    over = [*began, *windows, *save, mark(1044, "measure", "end", 0), record(1044.5, "end", 80)]
+    finished = account([Stay(0, over, 1010, 1044.5)], [1000])
+    assert parts(finished.run) == {"queue": 10, "startup": 10, "measuring": 21, "saving": 3, "other": 0.5}
+    assert line(finished.run).startswith("measuring 47.2 %, ")
+
+
 def test_steps_are_shared_out_between_records() -> None:
     """Resumed at 24, of the steps 20 to 30 six were in vain, whatever is logged."""
     resumed = Stay(1, started(1078, 24), 1078, None)

@@ -24,3 +24,15 @@ def test_the_table_says_which_images_were_evaluated(tmp_path, capsys, overrides,
     print_result({"epoch": 2, "step": 38, "primary": "plain", "accuracy": accuracy}, run.path)
     first = capsys.readouterr().out.splitlines()[0]
     assert first.strip() == title
+
+
+def test_a_measured_run_says_its_speed_in_one_line(tmp_path, capsys):
+    summary = {
+        "measured": True, "step": 300, "nodes": 2, "world_size": 8, "global_batch": 256, "images_per_s": 1234.56,
+        "step_s": 0.20736,
+    }  # fmt: skip
+    print_result(summary, tmp_path / "run")
+    assert capsys.readouterr().out.splitlines() == [
+        "measured on 2 nodes, 8 ranks: 1234.6 images/s; a step of 256 images takes 0.2074 s (median)",
+        f"run folder: {tmp_path / 'run'}",
+    ]

@@ -70,3 +70,10 @@ def test_what_is_no_sweep(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text('{"version": 99}')
     with pytest.raises(ValueError, match="version 99; this code knows 1"):
         result_rows(tmp_path)
+
+
+def test_measured_runs_are_no_results(path: Path) -> None:
+    last = path / sweep.read(path).elements[-1].name
+    last.mkdir()
+    RunFolder(last).write_summary({"measured": True, "images_per_s": 1.0})
+    assert [len(row.finished) for row in result_rows(path)] == [3, 2]

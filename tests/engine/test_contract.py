@@ -136,7 +136,7 @@ def test_a_rehearsal_and_a_warm_up_leave_no_trace(precision: str, single: Proces
     before = {key: json.loads(json.dumps(value)) if key == "scaler" else value for key, value in before.items()}
     before = torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, before)
     inputs = step._inputs({"main": parts.loaders["main"].blank()}, {})
-    with step._everything_kept():
+    with step.everything_kept():
         for _ in range(3):  # what the warm-up of a capture does
             step._take(inputs)
         assert differing(before, capture(step, 4, single))

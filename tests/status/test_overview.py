@@ -73,6 +73,8 @@ def test_before_the_first_attempt(run: Path, slurm: FakeSlurm) -> None:
         ([("startup", "end", 0), ("train", "begin", 0)], "training"),
         ([("startup", "end", 0), ("train", "begin", 0), ("evaluate", "begin", 5)], "evaluating"),
         ([("startup", "end", 0), ("train", "begin", 0), ("save", "begin", 5)], "saving"),
+        ([("startup", "end", 0), ("measure", "begin", 0)], "measuring"),
+        ([("startup", "end", 0), ("measure", "begin", 0), ("save", "begin", 0)], "saving"),
     ],
 )
 def test_what_it_is_doing(run: Path, slurm: FakeSlurm, marks: list[tuple[str, str, int]], doing: str) -> None:
@@ -80,6 +82,23 @@ def test_what_it_is_doing(run: Path, slurm: FakeSlurm, marks: list[tuple[str, st
     slurm.queue(RUNNING.format(start=int(time.time()) - 5))
     at_work(run, *marks)
     assert seen(look(run)) == ("running", doing, "")
+
+
+def test_a_measured_run_shows_its_windows_and_has_no_epochs(run: Path, slurm: FakeSlurm) -> None:
+    submit(run)
+    slurm.queue(RUNNING.format(start=int(time.time()) - 5))
+    at_work(run, ("startup", "end", 0), ("measure", "begin", 0)).release()
+    metrics = MetricsWriter(RunFolder(run), 0)
+    metrics.write("start", 0, steps=420, steps_per_epoch=None)
+    metrics.write("measure", 40, variant="as_is", steps=300, images_per_s=50.0, eta_s=99.0)
+    metrics.close()
+    row = look(run)
+    assert (row.step, row.steps, row.epoch, row.epochs, row.images_per_s) == (40, 300, None, None, 50.0)
+    assert row.eta_s == pytest.approx(99, abs=2)
+    assert row.saved_step is None
+    RunFolder(run).write_summary({"measured": True})
+    row = look(run)
+    assert (row.state, row.step, row.steps, row.accuracy) == ("finished", 300, 300, None)
 
 
 def test_a_requeued_job_waits_with_its_reason_and_when_it_may_start(run: Path, slurm: FakeSlurm) -> None:
