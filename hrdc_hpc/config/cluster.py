@@ -136,9 +136,9 @@ class Device:
     """Share of the peak that large products reach: 790 of 989 TFLOP/s measured on an H200."""
     memory_share: Portion = 0.9
     """Share of the bandwidth that a copy reaches: 4.3 of 4.8 TB/s measured on an H200."""
-    step_ms: NonNegativeFloat = 3.0
+    step_ms: NonNegativeFloat = 3.2
     """Part of a step that does not grow with its images: launches and kernels too small for the device,
-    milliseconds. The default is what MLPerf's 64 H100 at 50 images lose against 8 at 400."""
+    milliseconds. The default is what MLPerf's 64 H100 at 50 images lose against 8 at 400 (records/, published)."""
     noise: Fraction = 0.01
     """Standard deviation of a rank's step time, as a share of it: the slowest of all ranks sets the pace."""
     images_per_s: PositiveFloat | None = None

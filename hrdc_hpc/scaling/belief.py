@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -79,12 +79,17 @@ def weak(rows: Sequence[Observation]) -> dict[str, Belief]:
             if told
             else Belief(1e-9 if gloo else 5e-11, 3.0, order)
         ),
-        "rate_share": RATE_SHARE if told else Belief(RATE_SHARE.centre, 0.0, "no row tells its network's rate"),
-        "overlap": OVERLAP,
+        "rate_share": loosened(RATE_SHARE) if told else Belief(0.85, 0.0, "no row tells its network's rate"),
+        "overlap": loosened(OVERLAP),
         "stretch": Belief(1.0, 0.4, STRETCH.source),
-        "noise": NOISE,
+        "noise": loosened(NOISE),
         **loading(rows),
     }
+
+
+def loosened(belief: Belief) -> Belief:
+    """Return a belief that rows overrule easily: a factor of e either way is nothing out of the way."""
+    return replace(belief, spread=max(belief.spread, 1.0)) if belief.is_used else belief
 
 
 def loading(rows: Sequence[Observation]) -> dict[str, Belief]:
@@ -106,7 +111,10 @@ def used(beliefs: Beliefs) -> list[str]:
 
 
 def parameters_of(beliefs: Beliefs, logs: Array) -> Parameters:
-    """Return parameters whose used ones have these logarithms, [k] or [draws, k]; the others are at their centres."""
+    """Return parameters whose used ones have these logarithms, [k] or [draws, k]; the others are at their centres.
+
+    The parameters are numbers or arrays [draws].
+    """
     values: dict[str, float | Array] = {name: belief.centre for name, belief in beliefs.items()}
     for number, name in enumerate(used(beliefs)):
         top = TOPS.get(name, math.inf)

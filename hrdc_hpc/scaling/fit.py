@@ -45,13 +45,15 @@ __all__ = ["Estimate", "Fitted", "Observation", "Residual", "fit", "observations
 FAR = 4
 """Predictions beyond so many times the most ranks measured are marked."""
 _DRAWS = 400
-_START = {"compute": 0.02, "sweep": 0.1, "data": 0.05, "busy": 0.03, "step": 0.03}
+_START = {"compute": 0.02, "sweep": 0.1, "data": 0.05, "busy": 0.02, "step": 0.02}
 """Standard deviation of the logarithm of each kind of figure, before any is seen."""
 _PSEUDO = 2.0
 """Observations that it counts for."""
 _TOLD_LITTLE = 0.7
 """A parameter is not identified if the rows leave more than this share of the spread that it was believed to have."""
 _ROUNDS = 3
+_STEP = 1e-6
+"""Of a logarithm, for a difference."""
 _STARTS = (0.1, 0.5, 0.9)
 """Of `overlap`: its effect has a kink, and one start may end on the wrong side."""
 
@@ -165,7 +167,8 @@ class Fitted:
         drawn = rng.multivariate_normal(self.logs, self.covariance, _DRAWS, method="eigh")
         # Student's t: the spread itself is known from few rows
         noise = self.spread * rng.standard_normal(_DRAWS) * np.sqrt(self.freedom / rng.chisquare(self.freedom, _DRAWS))
-        known = [row for row in self.rows if row.one_machine and row.size == (nodes, ranks_per_node, batch_per_rank)]
+        same = [row for row in self.rows if row.size == (nodes, ranks_per_node, batch_per_rank)]
+        known = same if any(row.one_machine for row in self.rows) else []
         return predict(
             self.typical,
             parameters_of(self.beliefs, drawn),
@@ -239,8 +242,8 @@ class _Problem:
         self.alone = np.array([seconds for _, _, seconds in alone], float)
 
     def errors(self, logs: Array) -> dict[str, Array]:
-        """Logarithm of the model's figure over the measured one, by kind."""
-        parameters = parameters_of(self.beliefs, logs)
+        """Return the logarithm of the model's figures over the measured ones by kind, [m, figures]; logs [m, k]."""
+        parameters = parameters_of(self.beliefs, logs[:, None, :])
         parts = step_parts(
             parameters, self.load, self.algorithm, measured_compute=self.compute, measured_data=self.data
         )
@@ -250,26 +253,34 @@ class _Problem:
             "busy": (parts.compute + parts.straggler + parts.exposed, self.busy),
             "step": (parts.step, self.step),
         }
-        found = {kind: _log_ratio(model, measured) for kind, (model, measured) in law.items()}
+        found = {kind: _log_ratio(model, measured, len(logs)) for kind, (model, measured) in law.items()}
         alone = all_reduce_s(parameters, self.alone_load, self.sent, self.algorithm)
-        found["sweep"] = _log_ratio(alone, self.alone)
+        found["sweep"] = _log_ratio(alone, self.alone, len(logs))
         return found
 
     def weighed(self, logs: Array, sigmas: dict[str, float]) -> Array:
-        """Return all errors in units of their standard deviations, the beliefs' at the end."""
+        """Return all errors in units of their standard deviations, the beliefs' at the end; logs [k]."""
+        return np.asarray(self._weighed(logs[None], sigmas)[0])
+
+    def jacobian(self, logs: Array, sigmas: dict[str, float]) -> Array:
+        """Return their derivatives [figures, k], by differences of all parameters at once."""
+        moved = self._weighed(np.concatenate([logs[None], logs - _STEP * np.eye(len(logs))]), sigmas)
+        return np.asarray((moved[0] - moved[1:]).T / _STEP)
+
+    def _weighed(self, logs: Array, sigmas: dict[str, float]) -> Array:
         errors = self.errors(logs)
         kinds = [errors[kind] / sigmas[kind] for kind in _START]
-        return np.concatenate([*kinds, (logs - self.centres) / self.spreads])
+        return np.concatenate([*kinds, (logs - self.centres) / self.spreads], axis=1)
 
 
 def _column(values: Sequence[float | None]) -> Array:
     return np.array([np.nan if value is None else value for value in values], float)
 
 
-def _log_ratio(model: Array, measured: Array) -> Array:
+def _log_ratio(model: Array, measured: Array, many: int) -> Array:
     known = ~np.isnan(measured)
-    model = np.broadcast_to(model, measured.shape)[known]
-    return np.log(np.maximum(model, 1e-12) / measured[known])
+    model = np.broadcast_to(model, (many, len(measured)))[:, known]
+    return np.asarray(np.log(np.maximum(model, 1e-12) / measured[known]))
 
 
 def _solve(problem: _Problem) -> tuple[float, Fitted]:
@@ -282,8 +293,9 @@ def _solve(problem: _Problem) -> tuple[float, Fitted]:
 
     def best(begin: Array) -> tuple[float, Array, Array]:
         found = least_squares(
-            problem.weighed, begin, args=(sigmas,), bounds=(-np.inf, tops), x_scale=problem.spreads, max_nfev=100
-        )
+            problem.weighed, begin, problem.jacobian, args=(sigmas,), bounds=(-np.inf, tops), x_scale=problem.spreads,
+            max_nfev=100,
+        )  # fmt: skip
         return float(found.cost), found.x, found.jac
 
     def beginnings() -> list[Array]:
@@ -299,8 +311,10 @@ def _solve(problem: _Problem) -> tuple[float, Fitted]:
         sigmas, counts = _spreads(problem, logs, jacobian, covariance)
         _, logs, jacobian = best(np.minimum(logs, tops - 1e-9))
     covariance = _inverse(jacobian)
-    errors = problem.errors(logs)
+    errors = {kind: found[0] for kind, found in problem.errors(logs[None]).items()}
     weighed = problem.weighed(logs, sigmas)
+    # steps are fitted around the compute of their own run: another run's differs as well
+    kinds = ["step", *(["compute"] if len(errors["compute"]) else [])]
     unlikely = 0.5 * float(weighed @ weighed) + sum(len(errors[kind]) * math.log(sigmas[kind]) for kind in sigmas)
     return unlikely, Fitted(
         rows=problem.rows,
@@ -308,8 +322,8 @@ def _solve(problem: _Problem) -> tuple[float, Fitted]:
         algorithm=problem.algorithm,
         logs=logs,
         covariance=covariance,
-        spread=sigmas["step"],
-        freedom=counts["step"],
+        spread=math.hypot(*(sigmas[kind] for kind in kinds)),
+        freedom=min(counts[kind] for kind in kinds),
         residuals=_residuals(problem, logs),
         notes=_notes(problem),
     )
@@ -328,7 +342,9 @@ def _spreads(
     """
     found, counts, at = {}, {}, 0
     taken = np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian)
-    for kind, errors in ((kind, problem.errors(logs)[kind]) for kind in _START):
+    everything = problem.errors(logs[None])
+    for kind in _START:
+        errors = everything[kind][0]
         free = max(len(errors) - float(taken[at : at + len(errors)].sum()), 0.0)
         at += len(errors)
         square = (_PSEUDO * _START[kind] ** 2 + float(errors @ errors)) / (_PSEUDO + free)
@@ -337,12 +353,13 @@ def _spreads(
 
 
 def _residuals(problem: _Problem, logs: Array) -> list[Residual]:
+    shared = any(row.one_machine for row in problem.rows)
     parts = step_parts(
         parameters_of(problem.beliefs, logs),
         problem.load,
         problem.algorithm,
-        measured_compute=np.where([row.one_machine for row in problem.rows], problem.compute, np.nan),
-        measured_data=np.where([row.one_machine for row in problem.rows], problem.data, np.nan),
+        measured_compute=problem.compute if shared else None,
+        measured_data=problem.data if shared else None,
     )
     return [
         Residual(run=row.run, measured_s=row.step_s, fitted_s=float(fitted))
