@@ -6,8 +6,8 @@ with all of it. Beside them stands what is believed beforehand (scaling/belief.p
 normal around its centre. Where rows say something of a parameter they overrule it; where they say nothing the
 parameter stays where it is believed, is told as not identified, and its uncertainty goes into every prediction. The
 errors of each kind of figure are estimated along with the fit (a variance with two pseudo-observations, then the fit
-anew, three times). The parameters' covariance is that of the linearised problem, (J'J)^-1 with the beliefs as rows of
-J.
+anew, three times). What is believed after the rows is drawn by a sampler; ranges are over its draws, the spread of
+measured runs around the model, and 1 % for each doubling beyond the most ranks measured.
 
 A measured compute time goes before the model's in the row that it belongs to, so that communication is fitted to what
 is left. With nodes that are one machine, where compute depends on how many ranks share its cores, it also does so in
@@ -44,13 +44,16 @@ __all__ = ["Estimate", "Fitted", "Observation", "Residual", "fit", "observations
 
 FAR = 4
 """Predictions beyond so many times the most ranks measured are marked."""
-_DRAWS = 400
-_START = {"compute": 0.02, "sweep": 0.1, "data": 0.05, "busy": 0.02, "step": 0.02}
+_WALKERS, _STEPS = 60, 120
+"""Of the sampler; the first half of the steps does not count."""
+_START = {"compute": 0.01, "sweep": 0.1, "data": 0.03, "busy": 0.01, "step": 0.01}
 """Standard deviation of the logarithm of each kind of figure, before any is seen."""
 _PSEUDO = 2.0
 """Observations that it counts for."""
 _TOLD_LITTLE = 0.7
 """A parameter is not identified if the rows leave more than this share of the spread that it was believed to have."""
+_PER_DOUBLING = 0.01
+"""Added to the spread for each doubling beyond the most ranks measured: the model's form is not exact."""
 _ROUNDS = 3
 _STEP = 1e-6
 """Of a logarithm, for a difference."""
@@ -96,8 +99,8 @@ class Fitted:
     algorithm: Algorithm
     logs: Array
     """Logarithms of the used parameters [k]."""
-    covariance: Array
-    """Of them, [k, k]."""
+    drawn: Array
+    """Draws of them from what is believed after the rows, [draws, k]."""
     spread: float
     """Standard deviation of the logarithm of a measured step around the model's."""
     freedom: float
@@ -115,10 +118,11 @@ class Fitted:
     def estimates(self) -> list[Estimate]:
         """All parameters, those that play no part left out."""
         names, typical = believed.used(self.beliefs), self.typical
+        spreads = self.drawn.std(axis=0)
         found = []
         for number, name in enumerate(names):
             said, unit = WORDS[name]
-            value, error = float(getattr(typical, name)), math.sqrt(self.covariance[number, number])
+            value, error = float(getattr(typical, name)), float(spreads[number])
             little = error > _TOLD_LITTLE * self.beliefs[name].spread
             held = f"the rows do not tell it; {self.beliefs[name].source}" if little else ""
             found.append(
@@ -164,20 +168,23 @@ class Fitted:
         """
         load = self._load(nodes, ranks_per_node, batch_per_rank, network)
         rng = np.random.default_rng(7)
-        drawn = rng.multivariate_normal(self.logs, self.covariance, _DRAWS, method="eigh")
         # Student's t: the spread itself is known from few rows
-        noise = self.spread * rng.standard_normal(_DRAWS) * np.sqrt(self.freedom / rng.chisquare(self.freedom, _DRAWS))
+        count = len(self.drawn)
+        most = max(row.ranks for row in self.rows)
+        beyond = max(0.0, math.log2(nodes * ranks_per_node / most))
+        spread = math.hypot(self.spread, _PER_DOUBLING * beyond)
+        noise = spread * rng.standard_normal(count) * np.sqrt(self.freedom / rng.chisquare(self.freedom, count))
         same = [row for row in self.rows if row.size == (nodes, ranks_per_node, batch_per_rank)]
         known = same if any(row.one_machine for row in self.rows) else []
         return predict(
             self.typical,
-            parameters_of(self.beliefs, drawn),
+            parameters_of(self.beliefs, self.drawn),
             load,
             self.algorithm,
             noise,
             compute_s=_median(row.compute_s for row in known),
             data_s=_median(row.data_s for row in known),
-            extrapolated=nodes * ranks_per_node > FAR * max(row.ranks for row in self.rows),
+            extrapolated=nodes * ranks_per_node > FAR * most,
         )
 
     def _load(self, nodes: int, ranks_per_node: int, batch_per_rank: float, network: Network | None) -> Load:
@@ -232,6 +239,8 @@ class _Problem:
         self.centres = np.log([beliefs[name].centre for name in self.names])
         self.spreads = np.array([beliefs[name].spread for name in self.names])
         self.load = loads(rows)
+        self.batch = float(np.median(self.load.batch_per_rank))
+        self.folded = [self.names.index(name) for name in ("fixed_s", "image_s")]
         self.compute = _column([row.compute_s for row in rows])
         self.data = _column([row.data_s for row in rows])
         self.busy = _column([row.busy_s for row in rows])
@@ -241,8 +250,29 @@ class _Problem:
         self.sent = np.array([sent for _, sent, _ in alone], float)
         self.alone = np.array([seconds for _, _, seconds in alone], float)
 
-    def errors(self, logs: Array) -> dict[str, Array]:
-        """Return the logarithm of the model's figures over the measured ones by kind, [m, figures]; logs [m, k]."""
+    def unfold(self, places: Array) -> Array:
+        """Return the logarithms of the parameters, [m, k], from where the fit and the sampler move.
+
+        These have compute at the usual batch, and the odds of its fixed part, in the place of fixed and per image: of
+        rows of one batch only the first is known. The densities are the same, for the map keeps volumes.
+        """
+        fixed, image = self.folded
+        logs = places.copy()
+        both = np.logaddexp(0, places[:, image])  # 1 + odds
+        logs[:, fixed] = places[:, fixed] + places[:, image] - both
+        logs[:, image] = places[:, fixed] - both - math.log(self.batch)
+        return logs
+
+    def fold(self, logs: Array) -> Array:
+        """Return the place of these logarithms; both [k]."""
+        fixed, image = self.folded
+        places, part = logs.copy(), logs[image] + math.log(self.batch)
+        places[fixed], places[image] = np.logaddexp(logs[fixed], part), logs[fixed] - part
+        return places
+
+    def errors(self, places: Array) -> dict[str, Array]:
+        """Return the logarithm of the model's figures over the measured ones by kind, [m, figures]; places [m, k]."""
+        logs = self.unfold(places)
         parameters = parameters_of(self.beliefs, logs[:, None, :])
         parts = step_parts(
             parameters, self.load, self.algorithm, measured_compute=self.compute, measured_data=self.data
@@ -256,21 +286,23 @@ class _Problem:
         found = {kind: _log_ratio(model, measured, len(logs)) for kind, (model, measured) in law.items()}
         alone = all_reduce_s(parameters, self.alone_load, self.sent, self.algorithm)
         found["sweep"] = _log_ratio(alone, self.alone, len(logs))
+        found["belief"] = (logs - self.centres) / self.spreads
         return found
 
-    def weighed(self, logs: Array, sigmas: dict[str, float]) -> Array:
-        """Return all errors in units of their standard deviations, the beliefs' at the end; logs [k]."""
-        return np.asarray(self._weighed(logs[None], sigmas)[0])
+    def weighed(self, place: Array, sigmas: dict[str, float]) -> Array:
+        """Return all errors in units of their standard deviations, the beliefs' at the end; place [k]."""
+        return np.asarray(self.weighed_all(place[None], sigmas)[0])
 
-    def jacobian(self, logs: Array, sigmas: dict[str, float]) -> Array:
+    def jacobian(self, place: Array, sigmas: dict[str, float]) -> Array:
         """Return their derivatives [figures, k], by differences of all parameters at once."""
-        moved = self._weighed(np.concatenate([logs[None], logs - _STEP * np.eye(len(logs))]), sigmas)
+        moved = self.weighed_all(np.concatenate([place[None], place - _STEP * np.eye(len(place))]), sigmas)
         return np.asarray((moved[0] - moved[1:]).T / _STEP)
 
-    def _weighed(self, logs: Array, sigmas: dict[str, float]) -> Array:
-        errors = self.errors(logs)
+    def weighed_all(self, places: Array, sigmas: dict[str, float]) -> Array:
+        """Return the same of many at once, [m, figures]; places [m, k]."""
+        errors = self.errors(places)
         kinds = [errors[kind] / sigmas[kind] for kind in _START]
-        return np.concatenate([*kinds, (logs - self.centres) / self.spreads], axis=1)
+        return np.concatenate([*kinds, errors["belief"]], axis=1)
 
 
 def _column(values: Sequence[float | None]) -> Array:
@@ -289,7 +321,7 @@ def _solve(problem: _Problem) -> tuple[float, Fitted]:
 
     tops = np.array([math.log(believed.TOPS.get(name, 1e12)) for name in problem.names])
     sigmas = dict(_START)
-    start = np.minimum(problem.centres, tops - 1e-6)
+    start = problem.fold(np.minimum(problem.centres, tops - 1e-6))
 
     def best(begin: Array) -> tuple[float, Array, Array]:
         found = least_squares(
@@ -304,24 +336,22 @@ def _solve(problem: _Problem) -> tuple[float, Fitted]:
         at = problem.names.index("overlap")
         return [np.where(np.arange(len(start)) == at, math.log(share), start) for share in _STARTS]
 
-    _, logs, jacobian = min((best(begin) for begin in beginnings()), key=lambda found: found[0])
+    _, place, jacobian = min((best(begin) for begin in beginnings()), key=lambda found: found[0])
     counts: dict[str, float] = {}
     for _ in range(_ROUNDS):
-        covariance = _inverse(jacobian)
-        sigmas, counts = _spreads(problem, logs, jacobian, covariance)
-        _, logs, jacobian = best(np.minimum(logs, tops - 1e-9))
-    covariance = _inverse(jacobian)
-    errors = {kind: found[0] for kind, found in problem.errors(logs[None]).items()}
-    weighed = problem.weighed(logs, sigmas)
+        sigmas, counts = _spreads(problem, place, jacobian, _inverse(jacobian))
+        _, place, jacobian = best(np.minimum(place, tops - 1e-9))
+    errors = {kind: found[0] for kind, found in problem.errors(place[None]).items()}
+    weighed = problem.weighed(place, sigmas)
     # steps are fitted around the compute of their own run: another run's differs as well
     kinds = ["step", *(["compute"] if len(errors["compute"]) else [])]
-    unlikely = 0.5 * float(weighed @ weighed) + sum(len(errors[kind]) * math.log(sigmas[kind]) for kind in sigmas)
-    return unlikely, Fitted(
+    logs = problem.unfold(place[None])[0]
+    return 0.5 * float(weighed @ weighed) + sum(len(errors[kind]) * math.log(sigmas[kind]) for kind in sigmas), Fitted(
         rows=problem.rows,
         beliefs=problem.beliefs,
         algorithm=problem.algorithm,
         logs=logs,
-        covariance=covariance,
+        drawn=problem.unfold(_draw(problem, place, _inverse(jacobian), sigmas)),
         spread=math.hypot(*(sigmas[kind] for kind in kinds)),
         freedom=min(counts[kind] for kind in kinds),
         residuals=_residuals(problem, logs),
@@ -329,12 +359,43 @@ def _solve(problem: _Problem) -> tuple[float, Fitted]:
     )
 
 
+def _draw(problem: _Problem, place: Array, covariance: Array, sigmas: dict[str, float]) -> Array:
+    """Return draws of the place given the rows, [draws, k].
+
+    Parameters that only their sum is known of, and the kink where communication begins to show, make the normal
+    approximation (J'J)^-1 a bad one: it is where a sampler begins that minds neither, Goodman and Weare's stretch move
+    ('Ensemble samplers with affine invariance', 2010).
+    """
+
+    def likely(places: Array) -> Array:
+        return np.asarray(-0.5 * (problem.weighed_all(places, sigmas) ** 2).sum(axis=1))
+
+    rng = np.random.default_rng(11)
+    half = _WALKERS // 2
+    groups = [rng.multivariate_normal(place, covariance, half, method="eigh") for _ in range(2)]
+    density = [likely(group) for group in groups]
+    kept = []
+    for step in range(_STEPS):
+        for mine, other in ((0, 1), (1, 0)):
+            stretch = (rng.random(half) + 1) ** 2 / 2  # density 1 / sqrt(z) between 1/2 and 2
+            beside = groups[other][rng.integers(half, size=half)]
+            tried = beside + stretch[:, None] * (groups[mine] - beside)
+            found = likely(tried)
+            better = (len(place) - 1) * np.log(stretch) + found - density[mine]
+            taken = np.log(rng.random(half)) < better
+            groups[mine] = np.where(taken[:, None], tried, groups[mine])
+            density[mine] = np.where(taken, found, density[mine])
+        if step >= _STEPS // 2 and step % 10 == 9:
+            kept += [group.copy() for group in groups]
+    return np.concatenate(kept)
+
+
 def _inverse(jacobian: Array) -> Array:
     return np.asarray(np.linalg.inv(jacobian.T @ jacobian), np.float64)
 
 
 def _spreads(
-    problem: _Problem, logs: Array, jacobian: Array, covariance: Array
+    problem: _Problem, place: Array, jacobian: Array, covariance: Array
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the standard deviation of each kind of figure, and the observations that it rests on.
 
@@ -342,7 +403,7 @@ def _spreads(
     """
     found, counts, at = {}, {}, 0
     taken = np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian)
-    everything = problem.errors(logs[None])
+    everything = problem.errors(place[None])
     for kind in _START:
         errors = everything[kind][0]
         free = max(len(errors) - float(taken[at : at + len(errors)].sum()), 0.0)

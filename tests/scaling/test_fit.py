@@ -74,19 +74,21 @@ def test_known_parameters_come_back_with_honest_errors() -> None:
     assert fitted.worst_error < 0.06
 
 
-@pytest.mark.parametrize("spread", [0.01, 0.05])
-def test_about_nine_of_ten_measured_runs_lie_in_the_range(spread: float) -> None:
+def test_about_nine_of_ten_measured_runs_lie_in_the_range() -> None:
     held_out = [(16, 4, 64), (32, 4, 64), (8, 4, 16), (2, 4, 128)]
+    truths = [(TRUTH, 0.01), (TRUTH, 0.05), (replace(TRUTH, between_s_per_byte=1 / 3e9), 0.02),
+              (replace(TRUTH, overlap=0.5), 0.01)]  # fmt: skip
     inside = []
-    for seed in range(30):
+    for seed in range(24):
         rng = np.random.default_rng(seed)
-        fitted = fit(made(SIZES, rng, spread=spread), algorithm="ring")
+        truth, spread = truths[seed % len(truths)]
+        fitted = fit(made(SIZES, rng, truth=truth, spread=spread), algorithm="ring")
         for size in held_out:
-            (run,) = made([size], rng, repeats=1, spread=spread)
+            (run,) = made([size], rng, truth=truth, repeats=1, spread=spread)
             one = fitted.predict(*size)
             inside.append(one.step_low_s <= run.step_s <= one.step_high_s)
-    assert len(inside) == 120
-    assert 0.84 <= np.mean(inside) <= 0.99
+    assert len(inside) == 96
+    assert 0.84 <= np.mean(inside) <= 0.97
 
 
 def test_ranges_are_no_wider_than_they_must_be() -> None:
