@@ -65,8 +65,8 @@ def weak(rows: Sequence[Observation]) -> dict[str, Belief]:
     compute = statistics.median(row.compute_s or row.busy_s or row.step_s for row in rows)
     batch = statistics.median(row.batch_per_rank for row in rows)
     gloo = any(row.backend == "gloo" for row in rows)
-    several = [row for row in rows if row.nodes > 1]
-    told = bool(several) and all(row.gbit_per_node is not None for row in several)
+    several = [row for row in rows if row.nodes > 1] or rows
+    told = all(row.gbit_per_node is not None for row in several)
     order = "order of magnitude only"
     return {
         "fixed_s": Belief(0.1 * compute, 1.0, "a tenth of compute: assumed"),

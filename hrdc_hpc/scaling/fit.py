@@ -31,33 +31,24 @@ from hrdc_hpc.scaling.model import (
     Array,
     Load,
     Parameters,
-    all_reduce_s,
-    compute_s,
-    data_s,
     step_parts,
     with_rate,
 )
-from hrdc_hpc.scaling.observation import Observation, loads, observations
+from hrdc_hpc.scaling.observation import Observation, observations
 from hrdc_hpc.scaling.prediction import Prediction, predict
+from hrdc_hpc.scaling.problem import PSEUDO, START, Problem
+from hrdc_hpc.scaling.sampler import draw
 
 __all__ = ["Estimate", "Fitted", "Observation", "Residual", "fit", "observations"]
 
 FAR = 4
 """Predictions beyond so many times the most ranks measured are marked."""
-_WALKERS, _STEPS = 60, 120
-"""Of the sampler; the first half of the steps does not count."""
-_START = {"compute": 0.01, "sweep": 0.1, "data": 0.03, "busy": 0.01, "step": 0.01}
-"""Standard deviation of the logarithm of each kind of figure, before any is seen."""
-_PSEUDO = 2.0
-"""Observations that it counts for."""
 _TOLD_LITTLE = 0.7
 """A parameter is not identified if the rows leave more than this share of the spread that it was believed to have."""
 _PER_DOUBLING = 0.01
 """Added to the spread for each doubling beyond the most ranks measured: the model's form is not exact."""
 _ROUNDS = 3
-_STEP = 1e-6
-"""Of a logarithm, for a difference."""
-_STARTS = (0.1, 0.5, 0.9)
+STARTS = (0.1, 0.5, 0.9)
 """Of `overlap`: its effect has a kink, and one start may end on the wrong side."""
 
 
@@ -103,6 +94,8 @@ class Fitted:
     """Draws of them from what is believed after the rows, [draws, k]."""
     spread: float
     """Standard deviation of the logarithm of a measured step around the model's."""
+    step_spread: float
+    """The same where the run's own compute is known."""
     freedom: float
     """Observations that the spread rests on, pseudo ones among them."""
     residuals: Sequence[Residual]
@@ -170,12 +163,15 @@ class Fitted:
         rng = np.random.default_rng(7)
         # Student's t: the spread itself is known from few rows
         count = len(self.drawn)
-        most = max(row.ranks for row in self.rows)
-        beyond = max(0.0, math.log2(nodes * ranks_per_node / most))
-        spread = math.hypot(self.spread, _PER_DOUBLING * beyond)
-        noise = spread * rng.standard_normal(count) * np.sqrt(self.freedom / rng.chisquare(self.freedom, count))
         same = [row for row in self.rows if row.size == (nodes, ranks_per_node, batch_per_rank)]
         known = same if any(row.one_machine for row in self.rows) else []
+        most = max(row.ranks for row in self.rows)
+        beyond = max(0.0, math.log2(nodes * ranks_per_node / most))
+        around = (
+            math.hypot(self.step_spread, _apart(self.rows) * math.sqrt(1 + 1 / len(known))) if known else self.spread
+        )
+        spread = math.hypot(around, _PER_DOUBLING * beyond)
+        noise = spread * rng.standard_normal(count) * np.sqrt(self.freedom / rng.chisquare(self.freedom, count))
         return predict(
             self.typical,
             parameters_of(self.beliefs, self.drawn),
@@ -188,9 +184,9 @@ class Fitted:
         )
 
     def _load(self, nodes: int, ranks_per_node: int, batch_per_rank: float, network: Network | None) -> Load:
-        rates = {row.gbit_per_node for row in self.rows if row.nodes > 1}
+        rates = {row.gbit_per_node for row in self.rows if row.nodes > 1} or {row.gbit_per_node for row in self.rows}
         rate = network.gbit_per_node if network else next(iter(rates)) if len(rates) == 1 else None
-        if nodes > 1 and rates and (rate is None) != (None in rates):
+        if nodes > 1 and (rate is None) != (None in rates):
             said = "tell their networks' rates: say which one this is over" if network is None else "do not tell theirs"
             raise ValueError(f"predict: the rate of the network is {rate} Gbit/s, but the rows {said} (network=...)")
         widest = max(self.rows, key=lambda row: row.gradient_bytes)
@@ -203,6 +199,17 @@ class Fitted:
             messages=widest.buckets,
         )
         return with_rate(load, rate)
+
+
+def _apart(rows: Sequence[Observation]) -> float:
+    """Standard deviation of the logarithm of the compute of repeats, of all sizes together."""
+    by_size: dict[tuple[int, int, float], list[float]] = {}
+    for row in rows:
+        if row.compute_s:
+            by_size.setdefault(row.size, []).append(math.log(row.compute_s))
+    away = [value - statistics.fmean(same) for same in by_size.values() for value in same]
+    square = PSEUDO * START["compute"] ** 2 + sum(one**2 for one in away)
+    return math.sqrt(square / (PSEUDO + len(away) - len(by_size)))
 
 
 def _median(values: Iterable[float | None]) -> float | None:
@@ -226,101 +233,16 @@ def fit(rows: Sequence[Observation], beliefs: Beliefs | None = None, algorithm: 
     choices: tuple[Algorithm, ...] = ("ring", "tree") if several and rows[0].backend != "gloo" else ("ring",)
     if algorithm is not None:
         choices = (algorithm,)
-    fitted = [_solve(_Problem(rows, priors, choice)) for choice in choices]
+    fitted = [_solve(Problem(rows, priors, choice)) for choice in choices]
     return min(fitted, key=lambda pair: pair[0])[1]
 
 
-class _Problem:
-    """The logarithms of all figures of the rows, by kind, beside the model's."""
-
-    def __init__(self, rows: Sequence[Observation], beliefs: Beliefs, algorithm: Algorithm) -> None:
-        self.rows, self.beliefs, self.algorithm = rows, beliefs, algorithm
-        self.names = believed.used(beliefs)
-        self.centres = np.log([beliefs[name].centre for name in self.names])
-        self.spreads = np.array([beliefs[name].spread for name in self.names])
-        self.load = loads(rows)
-        self.batch = float(np.median(self.load.batch_per_rank))
-        self.folded = [self.names.index(name) for name in ("fixed_s", "image_s")]
-        self.compute = _column([row.compute_s for row in rows])
-        self.data = _column([row.data_s for row in rows])
-        self.busy = _column([row.busy_s for row in rows])
-        self.step = _column([row.step_s for row in rows])
-        alone = [(row, sent, seconds) for row in rows for sent, seconds in row.all_reduces if row.ranks > 1]
-        self.alone_load = loads([row for row, _, _ in alone])
-        self.sent = np.array([sent for _, sent, _ in alone], float)
-        self.alone = np.array([seconds for _, _, seconds in alone], float)
-
-    def unfold(self, places: Array) -> Array:
-        """Return the logarithms of the parameters, [m, k], from where the fit and the sampler move.
-
-        These have compute at the usual batch, and the odds of its fixed part, in the place of fixed and per image: of
-        rows of one batch only the first is known. The densities are the same, for the map keeps volumes.
-        """
-        fixed, image = self.folded
-        logs = places.copy()
-        both = np.logaddexp(0, places[:, image])  # 1 + odds
-        logs[:, fixed] = places[:, fixed] + places[:, image] - both
-        logs[:, image] = places[:, fixed] - both - math.log(self.batch)
-        return logs
-
-    def fold(self, logs: Array) -> Array:
-        """Return the place of these logarithms; both [k]."""
-        fixed, image = self.folded
-        places, part = logs.copy(), logs[image] + math.log(self.batch)
-        places[fixed], places[image] = np.logaddexp(logs[fixed], part), logs[fixed] - part
-        return places
-
-    def errors(self, places: Array) -> dict[str, Array]:
-        """Return the logarithm of the model's figures over the measured ones by kind, [m, figures]; places [m, k]."""
-        logs = self.unfold(places)
-        parameters = parameters_of(self.beliefs, logs[:, None, :])
-        parts = step_parts(
-            parameters, self.load, self.algorithm, measured_compute=self.compute, measured_data=self.data
-        )
-        law = {
-            "compute": (compute_s(parameters, self.load), self.compute),
-            "data": (data_s(parameters, self.load), self.data),
-            "busy": (parts.compute + parts.straggler + parts.exposed, self.busy),
-            "step": (parts.step, self.step),
-        }
-        found = {kind: _log_ratio(model, measured, len(logs)) for kind, (model, measured) in law.items()}
-        alone = all_reduce_s(parameters, self.alone_load, self.sent, self.algorithm)
-        found["sweep"] = _log_ratio(alone, self.alone, len(logs))
-        found["belief"] = (logs - self.centres) / self.spreads
-        return found
-
-    def weighed(self, place: Array, sigmas: dict[str, float]) -> Array:
-        """Return all errors in units of their standard deviations, the beliefs' at the end; place [k]."""
-        return np.asarray(self.weighed_all(place[None], sigmas)[0])
-
-    def jacobian(self, place: Array, sigmas: dict[str, float]) -> Array:
-        """Return their derivatives [figures, k], by differences of all parameters at once."""
-        moved = self.weighed_all(np.concatenate([place[None], place - _STEP * np.eye(len(place))]), sigmas)
-        return np.asarray((moved[0] - moved[1:]).T / _STEP)
-
-    def weighed_all(self, places: Array, sigmas: dict[str, float]) -> Array:
-        """Return the same of many at once, [m, figures]; places [m, k]."""
-        errors = self.errors(places)
-        kinds = [errors[kind] / sigmas[kind] for kind in _START]
-        return np.concatenate([*kinds, errors["belief"]], axis=1)
-
-
-def _column(values: Sequence[float | None]) -> Array:
-    return np.array([np.nan if value is None else value for value in values], float)
-
-
-def _log_ratio(model: Array, measured: Array, many: int) -> Array:
-    known = ~np.isnan(measured)
-    model = np.broadcast_to(model, (many, len(measured)))[:, known]
-    return np.asarray(np.log(np.maximum(model, 1e-12) / measured[known]))
-
-
-def _solve(problem: _Problem) -> tuple[float, Fitted]:
+def _solve(problem: Problem) -> tuple[float, Fitted]:
     """Return how unlikely the figures are under the fit (the negative logarithm), and the fit."""
     from scipy.optimize import least_squares
 
     tops = np.array([math.log(believed.TOPS.get(name, 1e12)) for name in problem.names])
-    sigmas = dict(_START)
+    sigmas = dict(START)
     start = problem.fold(np.minimum(problem.centres, tops - 1e-6))
 
     def best(begin: Array) -> tuple[float, Array, Array]:
@@ -334,7 +256,7 @@ def _solve(problem: _Problem) -> tuple[float, Fitted]:
         if "overlap" not in problem.names or not (problem.load.ranks > 1).any():
             return [start]
         at = problem.names.index("overlap")
-        return [np.where(np.arange(len(start)) == at, math.log(share), start) for share in _STARTS]
+        return [np.where(np.arange(len(start)) == at, math.log(share), start) for share in STARTS]
 
     _, place, jacobian = min((best(begin) for begin in beginnings()), key=lambda found: found[0])
     counts: dict[str, float] = {}
@@ -351,43 +273,13 @@ def _solve(problem: _Problem) -> tuple[float, Fitted]:
         beliefs=problem.beliefs,
         algorithm=problem.algorithm,
         logs=logs,
-        drawn=problem.unfold(_draw(problem, place, _inverse(jacobian), sigmas)),
+        drawn=problem.unfold(draw(problem.likely, place, _inverse(jacobian))),
         spread=math.hypot(*(sigmas[kind] for kind in kinds)),
+        step_spread=sigmas["step"],
         freedom=min(counts[kind] for kind in kinds),
         residuals=_residuals(problem, logs),
         notes=_notes(problem),
     )
-
-
-def _draw(problem: _Problem, place: Array, covariance: Array, sigmas: dict[str, float]) -> Array:
-    """Return draws of the place given the rows, [draws, k].
-
-    Parameters that only their sum is known of, and the kink where communication begins to show, make the normal
-    approximation (J'J)^-1 a bad one: it is where a sampler begins that minds neither, Goodman and Weare's stretch move
-    ('Ensemble samplers with affine invariance', 2010).
-    """
-
-    def likely(places: Array) -> Array:
-        return np.asarray(-0.5 * (problem.weighed_all(places, sigmas) ** 2).sum(axis=1))
-
-    rng = np.random.default_rng(11)
-    half = _WALKERS // 2
-    groups = [rng.multivariate_normal(place, covariance, half, method="eigh") for _ in range(2)]
-    density = [likely(group) for group in groups]
-    kept = []
-    for step in range(_STEPS):
-        for mine, other in ((0, 1), (1, 0)):
-            stretch = (rng.random(half) + 1) ** 2 / 2  # density 1 / sqrt(z) between 1/2 and 2
-            beside = groups[other][rng.integers(half, size=half)]
-            tried = beside + stretch[:, None] * (groups[mine] - beside)
-            found = likely(tried)
-            better = (len(place) - 1) * np.log(stretch) + found - density[mine]
-            taken = np.log(rng.random(half)) < better
-            groups[mine] = np.where(taken[:, None], tried, groups[mine])
-            density[mine] = np.where(taken, found, density[mine])
-        if step >= _STEPS // 2 and step % 10 == 9:
-            kept += [group.copy() for group in groups]
-    return np.concatenate(kept)
 
 
 def _inverse(jacobian: Array) -> Array:
@@ -395,7 +287,7 @@ def _inverse(jacobian: Array) -> Array:
 
 
 def _spreads(
-    problem: _Problem, place: Array, jacobian: Array, covariance: Array
+    problem: Problem, place: Array, jacobian: Array, covariance: Array
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the standard deviation of each kind of figure, and the observations that it rests on.
 
@@ -404,16 +296,16 @@ def _spreads(
     found, counts, at = {}, {}, 0
     taken = np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian)
     everything = problem.errors(place[None])
-    for kind in _START:
+    for kind in START:
         errors = everything[kind][0]
         free = max(len(errors) - float(taken[at : at + len(errors)].sum()), 0.0)
         at += len(errors)
-        square = (_PSEUDO * _START[kind] ** 2 + float(errors @ errors)) / (_PSEUDO + free)
-        found[kind], counts[kind] = math.sqrt(square), _PSEUDO + free
+        square = (PSEUDO * START[kind] ** 2 + float(errors @ errors)) / (PSEUDO + free)
+        found[kind], counts[kind] = math.sqrt(square), PSEUDO + free
     return found, counts
 
 
-def _residuals(problem: _Problem, logs: Array) -> list[Residual]:
+def _residuals(problem: Problem, logs: Array) -> list[Residual]:
     shared = any(row.one_machine for row in problem.rows)
     parts = step_parts(
         parameters_of(problem.beliefs, logs),
@@ -428,7 +320,7 @@ def _residuals(problem: _Problem, logs: Array) -> list[Residual]:
     ]
 
 
-def _notes(problem: _Problem) -> list[str]:
+def _notes(problem: Problem) -> list[str]:
     rows = problem.rows
     notes = []
     if any(row.one_machine for row in rows):

@@ -62,7 +62,7 @@ def observations(rows: Iterable[Row], network: Network | None = None) -> list[Ob
     """
     found: dict[str, Observation] = {}
     for row in rows:
-        if row.found is not None and row.found.windows.get("as_is"):
+        if row.found is not None and any(row.found.windows.get("as_is", ())):
             found.setdefault(row.run, _observation(row.run, row.found, network))
     return list(found.values())
 
@@ -99,9 +99,20 @@ def _observation(run: str, found: Measurement, network: Network | None) -> Obser
 
 
 def _typical(found: Measurement, variant: str) -> float | None:
-    """Median over the rounds of the mean step: a disturbed round does not count."""
+    """Return the typical step of a variant, None if it has no window.
+
+    That as in training: the median over the rounds of the mean step, so that a disturbed round does not count. The
+    others: that times the median of their ratios to it in the same round, for what disturbs a round disturbs both.
+    """
+    as_is = [statistics.fmean(steps) for steps in found.windows["as_is"] if steps]
+    typical = statistics.median(as_is)
+    if variant == "as_is":
+        return typical
     rounds = [statistics.fmean(steps) for steps in found.windows.get(variant, ()) if steps]
-    return statistics.median(rounds) if rounds else None
+    ratios = [
+        mine / beside for mine, beside in zip(rounds, as_is, strict=False)
+    ]  # a stopped run has an uneven last one
+    return typical * statistics.median(ratios) if ratios else None
 
 
 def loads(rows: Sequence[Observation]) -> Load:

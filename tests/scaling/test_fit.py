@@ -210,6 +210,9 @@ def test_rows_become_observations_and_failed_ones_are_left_out() -> None:
     assert (alone.compute_s, alone.busy_s, alone.data_s, alone.one_machine) == (2.0, None, 3.0, False)
     (resident,) = observations([_row("r", _found(2, {"as_is": [[3.0]], "no_sync": [[2.0]]}, "resident"))])
     assert (resident.step_s, resident.compute_s, resident.busy_s, resident.data_s) == (3.0, 2.0, None, None)
+    drifting = {"as_is": [[1.0], [2.0], [4.0]], "resident_no_sync": [[0.5], [1.0], [2.4]]}
+    assert observations([_row("d", _found(2, drifting))])[0].compute_s == 1.0, "by the ratio within a round"
+    assert observations([_row("n", _found(2, {"as_is": [[]]}))]) == []
     keeps_up = windows | {"no_sync": [[2.05]]}
     assert observations([_row("x", _found(2, keeps_up))])[0].data_s is None
     with pytest.raises(ValueError, match="no row has figures"):

@@ -101,7 +101,7 @@ def test_rows_overrule_a_profile_and_a_profile_fills_in_for_rows() -> None:
     )  # fmt: skip
     row = Row(size=Size(nodes=1, ranks_per_node=1, mode="weak", global_batch=256), repeat=1, run="r", state="finished",
               found=found)  # fmt: skip
-    one = fit_rows(config, [row]).predict(16, 8, 256, config.cluster.network)
+    one = fit_rows(config, [row]).predict(16, 8, 256)
     assert one.compute_s == pytest.approx(0.050, rel=0.05), "measured, not the profile's 28 ms"
     on_the_profile = on_paper(config).predict(16, 8, 256)
     assert one.communication_s == pytest.approx(on_the_profile.communication_s, rel=1.0)
