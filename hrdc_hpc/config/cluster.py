@@ -13,7 +13,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hrdc_hpc.config.nodes import ALLOWED_RANGE, RANGE, node_range
-from hrdc_hpc.config.types import NonNegativeInt, PositiveFloat, PositiveInt, Rule, demand, options
+from hrdc_hpc.config.types import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Rule,
+    demand,
+    options,
+)
 
 _BLANK = str.maketrans("\n\t", "  ")
 _VARIABLE = re.compile(r"\$[A-Za-z_][A-Za-z0-9_]*|\$\{[A-Za-z_][A-Za-z0-9_]*(:-[A-Za-z0-9_./-]*)?\}")
@@ -92,6 +101,52 @@ class Requeue:
     """Of all attempts together, after which it does not come back; rank-hours on CPUs. Unset: no limit."""
 
 
+Portion = Annotated[float, Field(gt=0, le=1)]
+"""A fraction above 0."""
+
+
+@options
+class Network:
+    """How fast gradients go, for predictions on paper (python -m hrdc_hpc.scaling predict); changes no run."""
+
+    gbit_per_node: PositiveFloat
+    """What all adapters of a node together send in one direction, Gbit/s, by their data sheets."""
+    efficiency: Portion = 0.85
+    """Share of it that large all-reduces get."""
+    latency_us: PositiveFloat = 10.0
+    """From one node to the next inside an all-reduce, microseconds."""
+    inside_gbyte_per_s: PositiveFloat = 300.0
+    """What one GPU sends to others of its node in large all-reduces, GB/s in one direction."""
+    inside_latency_us: PositiveFloat = 3.0
+    """From one GPU of a node to the next inside an all-reduce, microseconds."""
+
+
+@options
+class Device:
+    """One GPU, or the cores of one rank, for predictions on paper; changes no run."""
+
+    name: str
+    tflops: PositiveFloat
+    """Dense peak in the run's precision by the data sheet, TFLOP/s."""
+    memory_gbyte_per_s: PositiveFloat
+    """Bandwidth of its memory by the data sheet, GB/s."""
+    half: bool = True
+    """Whether activations have 16 bits, as with bf16 and fp16."""
+    tflops_share: Portion = 0.8
+    """Share of the peak that large products reach: 790 of 989 TFLOP/s measured on an H200."""
+    memory_share: Portion = 0.9
+    """Share of the bandwidth that a copy reaches: 4.3 of 4.8 TB/s measured on an H200."""
+    step_ms: NonNegativeFloat = 3.2
+    """Part of a step that does not grow with its images: launches and kernels too small for the device,
+    milliseconds. The default is what MLPerf's 64 H100 at 50 images lose against 8 at 400 (records/, published)."""
+    noise: Fraction = 0.01
+    """Standard deviation of a rank's step time, as a share of it: the slowest of all ranks sets the pace."""
+    images_per_s: PositiveFloat | None = None
+    """What the loaders of one node read and decode, images/s; unset: they keep up."""
+    images_per_s_shared: PositiveFloat | None = None
+    """What the shared file system gives all nodes together, images/s; unset: it keeps up."""
+
+
 @options
 class Cluster:
     """What is asked of the scheduler, and how the program is started on its nodes."""
@@ -150,6 +205,11 @@ class Cluster:
     """Node-local folder, made on each node: compiled kernels are kept there from start to start; expanded."""
     setup: tuple[str, ...] = ()
     """Shell lines that run on the node before the job, after all of the above."""
+
+    network: Network | None = None
+    """Of the nodes, for predictions on paper."""
+    device: Device | None = None
+    """Of each rank, for predictions on paper."""
 
     def __post_init__(self) -> None:
         """Refuse a warning before the job begins, dashes in names of sbatch options, and what would end a line."""

@@ -24,10 +24,11 @@ from hrdc_hpc.engine.flops import flops_per_image, peak_flops
 from hrdc_hpc.engine.parts import build_model, step_draws
 from hrdc_hpc.engine.precision import pick_precision
 from hrdc_hpc.engine.processes import Processes, set_determinism
-from hrdc_hpc.engine.roofline import Traffic, bytes_per_image, measure_bandwidth, measure_matmul, synchronize
+from hrdc_hpc.engine.roofline import bytes_per_image, measure_bandwidth, measure_matmul, synchronize
 from hrdc_hpc.engine.rounds import Contender, Length, paired, race
 from hrdc_hpc.engine.step import EMA_WEIGHT, LR, TrainStep
 from hrdc_hpc.methods.base import Method
+from hrdc_hpc.models.cost import Traffic
 
 _RATE = 1e-3
 """Learning rate: any, as long as random labels do not make the weights infinite."""

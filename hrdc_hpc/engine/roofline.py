@@ -32,7 +32,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,19 +39,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hrdc_hpc.engine.flops import traced_logits
+from hrdc_hpc.models.cost import Traffic, traffic
 
 _LAYERS = ("convolution", "mm", "addmm", "bmm")
 _ACTIVATIONS = ("relu", "relu_", "relu6", "gelu", "silu", "silu_", "hardswish", "hardswish_", "hardtanh", "hardtanh_")
 _ADDITIONS = ("add", "add_")
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes that one image's share of a training step moves; see the head of this file."""
-
-    eager: float
-    fused: float
-    bound: float
 
 
 class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
@@ -86,13 +77,13 @@ def bytes_per_image(network: nn.Module, image_size: int, *, batch: int, half: bo
     sizes = _Sizes()
     with sizes:
         traced_logits(network, image_size)
-    element, parameter = (2, 30) if half else (4, 32)
-    parameters = sum(weight.numel() for weight in network.parameters()) * parameter / batch
-    layers, additions = sizes.layers, sizes.additions
-    return Traffic(
-        eager=element * (14 * layers + 5 * sizes.activations + 6 * additions) + parameters,
-        fused=element * (14 * layers + 5 * additions) + parameters,
-        bound=element * (7 * layers + 3 * additions) + parameters,
+    return traffic(
+        layers=sizes.layers,
+        activations=sizes.activations,
+        additions=sizes.additions,
+        parameters=sum(weight.numel() for weight in network.parameters()),
+        batch=batch,
+        half=half,
     )
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _LOSSES = "hrdc_hpc.losses"
 _PLAIN = "plain"
+HEADS = (_PLAIN,)
+"""Names of the heads, whatever the options."""
 
 
 @options
@@ -38,7 +40,7 @@ class SingleHead:
     """One head under one loss, in every epoch the same."""
 
     def __init__(self, loss: Loss) -> None:
-        self.heads: tuple[str, ...] = (_PLAIN,)
+        self.heads: tuple[str, ...] = HEADS
         self.streams: tuple[Stream, ...] = (Stream("main"),)
         self.draws: Mapping[str, int] = {}
         self.primary: str = _PLAIN

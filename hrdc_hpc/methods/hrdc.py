@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _LOSSES = "hrdc_hpc.losses"
 _PLAIN, _REWEIGHTED = "plain", "reweighted"
+HEADS = (_PLAIN, _REWEIGHTED)
+"""Names of the heads, whatever the options."""
 
 
 @options
@@ -61,7 +63,7 @@ class Hrdc:
     """Plain and re-weighting head with dynamic weights."""
 
     def __init__(self, options: Options, loss: Loss, plain_loss: Loss) -> None:
-        self.heads: tuple[str, ...] = (_PLAIN, _REWEIGHTED)
+        self.heads: tuple[str, ...] = HEADS
         self.streams: tuple[Stream, ...] = (Stream("main"),)
         self.draws: Mapping[str, int] = {}
         self.primary: str = f"fused_{options.fusion}"

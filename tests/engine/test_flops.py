@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from hrdc_hpc.config import registry
 from hrdc_hpc.config.schema import Model
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.engine.flops import flops_per_image, peak_flops, sheet_peak
 from hrdc_hpc.engine.roofline import bytes_per_image
-from hrdc_hpc.models.backbones import resnet32, resnet50, resnext50_32x4d
+from hrdc_hpc.models.backbones import resnet32, resnet50, resnext50_32x4d, tiny, torchvision
 from hrdc_hpc.models.network import Network, build_network
 
 
@@ -47,6 +50,53 @@ def test_bytes_of_known_networks(
 ) -> None:
     traffic = bytes_per_image(_network(file, heads, classes), side, batch=batch, half=True)
     assert (traffic.eager / 1e6, traffic.fused / 1e6, traffic.bound / 1e6) == pytest.approx(megabytes, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "side"),
+    [
+        (resnet50, resnet50.Options(), 224),
+        (resnet50, resnet50.Options(), 160),
+        (resnext50_32x4d, resnext50_32x4d.Options(), 224),
+        (resnet32, resnet32.Options(width=24), 32),
+        (tiny, tiny.Options(width=24), 64),
+        *[(torchvision, torchvision.Options(arch=arch), 224) for arch in ("resnet18", "resnet101", "densenet121")],
+        *[(torchvision, torchvision.Options(arch=arch), 224) for arch in ("mobilenet_v3_small", "convnext_tiny")],
+    ],
+)
+def test_costs_on_paper_are_those_of_the_real_network(file: ModuleType, options: Any, side: int) -> None:
+    name = file.__name__.rpartition(".")[2]
+    with torch.device("meta"):
+        network = build_network(Model(backbone=Component(name, options)), ["plain", "reweighted"], 100)
+    cost = file.cost(options, side).with_heads(2, 100)
+    assert cost.parameters == sum(weight.numel() for weight in network.parameters())
+    assert cost.features == network.features_dim
+    for half in (True, False):
+        traffic, paper = bytes_per_image(network, side, batch=16, half=half), cost.traffic(16, half=half)
+        assert (paper.eager, paper.fused, paper.bound) == pytest.approx(
+            (traffic.eager, traffic.fused, traffic.bound), rel=1e-6
+        )
+    assert cost.flops == pytest.approx(_three_times_the_forward(network, side), rel=1e-3)
+    if not any(layer.groups > 1 for layer in network.modules() if isinstance(layer, nn.Conv2d)):
+        assert cost.flops == pytest.approx(flops_per_image(network, side), rel=1e-3)
+
+
+def _three_times_the_forward(network: nn.Module, side: int) -> float:
+    """FLOPs without torch's count of backward, which is wrong for grouped convolutions; the images need no gradient."""
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    stem: list[int] = []
+    handle = first.register_forward_hook(lambda _, __, out: stem.append(2 * out.numel() * first.weight[0].numel()))
+    network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, 3, side, side, device="meta"))
+    handle.remove()
+    return 3.0 * counter.get_total_flops() - stem[0]
+
+
+def test_every_backbone_method_and_data_set_tells_what_it_costs_on_paper() -> None:
+    for kind, has in (("models.backbones", "cost"), ("methods", "HEADS"), ("data.datasets", "known")):
+        package = f"hrdc_hpc.{kind}"
+        assert all(hasattr(registry.module(package, name), has) for name in registry.names(package)), package
 
 
 def test_counting_leaves_the_network_alone() -> None:

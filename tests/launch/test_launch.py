@@ -51,6 +51,9 @@ PROFILES = {
     "profile_dev_cluster": ["--profile", "dev_cluster", "--nodes", "1-2"],
     "profile_apptainer": ["--profile", "apptainer"],
     "profile_pyxis": ["--profile", "pyxis"],
+    "profile_h200_ndr": ["--profile", "h200_ndr", "--nodes", "2"],
+    "profile_a100_hdr": ["--profile", "a100_hdr", "--nodes", "2"],
+    "profile_a100_25gbe": ["--profile", "a100_25gbe", "--nodes", "2"],
     "venv": ["cluster={modules: [gcc/13, cuda/13], venv: $HOME/venvs/hrdc, cpu_bind: cores, gpu_bind: closest}"],
     "python": ["cluster={python: /opt/python 3/bin/python, environment: {A: 1, PATH: '/x:$PATH'}}"],
     "apptainer_with_everything": ["--profile", "apptainer", "--nodes", "2-4", *(EVERY_NODE := [
@@ -157,7 +160,7 @@ def test_dry_run_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str])
 def test_every_cluster_field_of_a_run_has_a_flag(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of_a_cluster = {
         "srun", "cpu_bind", "gpu_bind", "modules", "venv", "python", "container", "environment", "nccl",
-        "network_interface", "scratch", "compile_cache", "requeue",
+        "network_interface", "scratch", "compile_cache", "requeue", "network", "device",
     }  # fmt: skip
     flags = {*CLUSTER_FLAGS, "sbatch", "setup"}
     assert flags | of_a_cluster == {field.name for field in dataclasses.fields(Cluster)}

@@ -36,6 +36,12 @@ class Options:
     """Images of the most frequent class over images of the rarest; 1: as it is."""
 
 
+def known(options: Options) -> tuple[int, int]:
+    """Classes and training images, without its files."""
+    counts = cifar.profile(cifar.CIFAR100, options.imbalance)
+    return len(counts), sum(counts)
+
+
 def preflight(options: Options) -> None:
     """ValueError if the files are plainly not there."""
     cifar.preflight(cifar.CIFAR100, options.root, options.imbalance)

@@ -59,6 +59,12 @@ def profile(options: Options) -> list[int]:
     return counts
 
 
+def known(options: Options) -> tuple[int, int]:
+    """Classes and training images, without its files."""
+    counts = profile(options)
+    return len(counts), sum(counts)
+
+
 def folder(options: Options) -> Path:
     """Folder of this profile's files: another profile never meets them."""
     return options.root / f"v{_FORMAT}-largest-{options.largest}-imbalance-{options.imbalance!r}"

@@ -32,6 +32,10 @@ class Options:
     """Folder of the validation split, below root."""
 
 
+def known(options: Options) -> None:
+    """Classes and training images are not known without its files."""
+
+
 def preflight(options: Options) -> None:
     """ValueError if a split's folder is missing or has no class folder."""
     layout = (

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hrdc_hpc.config.types import PositiveInt, options
+from hrdc_hpc.models.cost import Cost
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,20 @@ class Options:
     """Channels of the first stage; the features are four times as many."""
     weights: Path | None = None
     """File with a state dict of this backbone; unset: random weights."""
+
+
+def cost(options: Options, image_size: int) -> Cost:
+    """Return what it costs without its heads; all but the stem grows with the square of the width."""
+    w = options.width
+    counted = Cost(
+        flops=1_603_584 * w**2 + 110_592 * w,
+        layers=18_944 * w,
+        activations=18_944 * w,
+        additions=8_960 * w,
+        parameters=1_800 * w**2 + 169 * w,
+        features=4 * w,
+    )
+    return counted.at(image_size, counted_at=32)
 
 
 def build(options: Options) -> nn.Module:

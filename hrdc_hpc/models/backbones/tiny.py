@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hrdc_hpc.config.types import PositiveInt, options
+from hrdc_hpc.models.cost import Cost
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +24,20 @@ class Options:
 
     width: PositiveInt = 16
     """Channels of the first block; the features are four times as many."""
+
+
+def cost(options: Options, image_size: int) -> Cost:
+    """Return what it costs without its heads; all but the stem grows with the square of the width."""
+    w = options.width
+    counted = Cost(
+        flops=70_656 * w**2 + 27_648 * w,
+        layers=1_344 * w,
+        activations=1_152 * w,
+        additions=448 * w,
+        parameters=298 * w**2 + 69 * w,
+        features=4 * w,
+    )
+    return counted.at(image_size, counted_at=32)
 
 
 def build(options: Options) -> nn.Module:

@@ -25,12 +25,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hrdc_hpc.config.types import options
+from hrdc_hpc.models.cost import Cost
 from hrdc_hpc.models.headless import headless
 
 if TYPE_CHECKING:
     from torch import nn
 
 _AUXILIARY = ("googlenet", "inception_v3")
+_COSTS = {
+    "resnet18": (10.645e9, 2_483_712, 2_308_096, 752_640, 11_176_512, 512),
+    "resnet34": (21.743e9, 3_738_112, 3_562_496, 1_379_840, 21_284_672, 512),
+    "resnet101": (46.560e9, 16_231_936, 14_726_656, 8_931_328, 42_500_160, 2_048),
+    "resnet152": (68.833e9, 22_554_112, 21_048_832, 13_146_112, 58_143_808, 2_048),
+    "mobilenet_v3_small": (0.322e9, 1_416_680, 1_270_128, 53_312, 1_517_856, 1_024),
+    "efficientnet_b0": (2.286e9, 6_747_036, 6_157_916, 210_112, 4_007_548, 1_280),
+    "densenet121": (16.763e9, 6_899_200, 15_667_456, 0, 6_953_856, 1_024),
+    "convnext_tiny": (26.700e9, 13_434_624, 8_580_096, 2_145_024, 27_820_128, 768),
+    "vit_b_16": (105.147e9, 23_894_544, 7_262_208, 3_782_400, 85_798_656, 768),
+}
+"""At 224 pixels: FLOPs, elements of layers, activations and additions, parameters, features."""
 
 
 @options
@@ -42,6 +55,25 @@ class Options:
     weights: Path | None = None
     """File with a state dict under the names of the installed torchvision; unset: random weights. Where a published
     file is older: torch.save(torchvision.models.get_model(arch, weights='DEFAULT').state_dict(), path)."""
+
+
+def cost(options: Options, image_size: int) -> Cost:
+    """Return what it costs without its heads; ValueError for a network that is not counted without torchvision."""
+    if options.arch not in _COSTS:
+        raise ValueError(
+            f"model.backbone.arch: what {options.arch} costs is not known on paper, only that of {', '.join(_COSTS)};"
+            " measure it on one node instead (python -m hrdc_hpc.scaling --nodes 1)"
+        )
+    flops, layers, activations, additions, parameters, features = _COSTS[options.arch]
+    counted = Cost(
+        flops=flops,
+        layers=layers,
+        activations=activations,
+        additions=additions,
+        parameters=parameters,
+        features=features,
+    )
+    return counted.at(image_size, counted_at=224)
 
 
 def build(options: Options) -> nn.Module:
