@@ -116,8 +116,8 @@ def _with_sentences(view: StudyView, found: Advice) -> Advice:
     if best and isinstance(price, Cost):
         said += large_batch.of_the_batch(view.config, best.size.global_batch)
         if found.mode == "strong" and found.base:
-            shares = (one.global_batch / one.ranks for one in (best.size, found.base))
-            said += large_batch.of_the_share(view.config, *shares, words.worker(view))
+            share, of_base = (one.global_batch / one.ranks for one in (best.size, found.base))
+            said += large_batch.of_the_share(view.config, share, of_base, words.worker(view))
     if best:
         said += _of_limits(view, best.size)
     return Advice(**{**vars(found), "sentences": said})

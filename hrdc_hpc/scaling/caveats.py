@@ -31,7 +31,7 @@ def caveats(view: StudyView) -> list[str]:
     return list(
         dict.fromkeys(
             [
-                *_same_machine(list(found.values())),
+                *filter(None, [one_machine(view)]),
                 *_nothing(view, bool(found)),
                 *_processors(view, list(found.values())),
                 *_unfinished(view),
@@ -48,16 +48,17 @@ def caveats(view: StudyView) -> list[str]:
     )
 
 
-def one_machine(found: Measurement) -> int:
-    """Return how many nodes of a run are one machine; 0 if none are."""
-    machines = [node.machine for node in found.nodes]
-    most = max((machines.count(machine) for machine in machines if machine), default=0)
-    return most if most > 1 else 0
+def one_machine(view: StudyView) -> str:
+    """Return the heaviest caveat, which every form must begin with: nodes of a run are one machine; '' if none are."""
+    found = [row.found for row in view.rows if row.found is not None]
+    shared = max((_together([node.machine for node in one.nodes]) for one in found), default=0)
+    if shared < 2:
+        return ""
+    return f"{shared} nodes of this study are one machine: figures show the method, not scaling."
 
 
-def _same_machine(found: Sequence[Measurement]) -> Iterator[str]:
-    if shared := max(map(one_machine, found), default=0):
-        yield f"{shared} nodes of this study are one machine: figures show the method, not scaling."
+def _together(machines: Sequence[str]) -> int:
+    return max((machines.count(machine) for machine in machines if machine), default=0)
 
 
 def _nothing(view: StudyView, some: bool) -> Iterator[str]:
@@ -148,8 +149,8 @@ def _spread(view: StudyView, measured: Sequence[Summary]) -> Iterator[str]:
         yield f"Repeats differ by more than {100 * _SPREAD:g} % ({words.listed(view, differ)}): read the range."
     if uneven:
         yield (
-            f"Step times are uneven ({words.listed(view, uneven)}): 5 % of the steps take over {100 * _SPREAD:g} % longer"
-            " than the median; data, network or other jobs disturb them."
+            f"Step times are uneven ({words.listed(view, uneven)}): 5 % of the steps take over {100 * _SPREAD:g} %"
+            " longer than the median; data, network or other jobs disturb them."
         )
 
 

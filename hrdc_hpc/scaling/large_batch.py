@@ -7,8 +7,6 @@ ImageNet: arXiv 1706.02677. Epochs that MLPerf's ResNet-50 needed with LARS: 35 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hrdc_hpc.config.schema import Optim, RunConfig
 from hrdc_hpc.engine.learning_rate import peak_rate
 
@@ -21,7 +19,7 @@ _SMALL = 64
 
 def rate_for(optim: Optim, global_batch: int) -> float:
     """Return the peak rate that the linear rule gives another batch, whether or not the config asks for the rule."""
-    return peak_rate(replace(optim, global_batch=global_batch, lr_batch=optim.lr_batch or optim.global_batch))
+    return peak_rate(optim) * global_batch / optim.global_batch
 
 
 def of_the_batch(config: RunConfig, global_batch: int) -> list[str]:
