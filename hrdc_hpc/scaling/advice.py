@@ -147,6 +147,10 @@ def _of_measured(view: StudyView, found: Advice) -> list[str]:
     below = [size for size in sizes[: sizes.index(most)] if done[size].median < view.wanted]
     if below:
         said.append(f"Smaller sizes are below {wanted} ({words.listed(view, below)}): look for the reason first.")
+    rates = {one.size: one.rate.median for one in found.measured if one.rate is not None}
+    fastest = max(sizes, key=lambda size: rates[size])
+    if fastest != sizes[-1]:
+        said.append(f"Throughput is highest on {words.named(view, fastest)}: more make it slower.")
     return [" ".join(said), *_price(view, found)]
 
 

@@ -67,7 +67,7 @@ class Summary:
     energy_j: float | None = None
     """Of all GPUs, for one step."""
     troubles: Sequence[str] = ()
-    """How the repeats without figures ended: 'repeat 2 (RUN): failed: WHY'."""
+    """How the repeats without figures ended: 'repeats 1 and 2 failed: WHY', or 'repeat 3 queued'."""
 
     @property
     def shares(self) -> dict[str, float] | None:
@@ -101,7 +101,7 @@ def efficiency(rate: float, size: Size, base: tuple[Size, float]) -> float:
 
 def _summary(rows: Sequence[Row], size: Size, base: tuple[Size, float] | None) -> Summary:
     found = [row.found for row in rows if row.images_per_s is not None and row.found is not None]
-    troubles = [trouble(row) for row in rows if row.images_per_s is None]
+    troubles = troubles_of(rows)
     rates = _rates(rows)
     if base is None or not rates:
         return Summary(size=size, finished=0, asked=len(rows), troubles=troubles)
@@ -128,10 +128,22 @@ def _summary(rows: Sequence[Row], size: Size, base: tuple[Size, float] | None) -
     )
 
 
-def trouble(row: Row) -> str:
-    """Return how a row without figures stands, in one line."""
+def troubles_of(rows: Sequence[Row]) -> list[str]:
+    """Return how the rows without figures stand, those alike in one line."""
+    alike: dict[str, list[str]] = {}
+    for row in rows:
+        if row.images_per_s is None:
+            alike.setdefault(state_of(row), []).append(str(row.repeat))
+    return [
+        f"repeat{'s'[: len(repeats) != 1]} {' and '.join(filter(None, (', '.join(repeats[:-1]), repeats[-1])))} {state}"
+        for state, repeats in alike.items()
+    ]
+
+
+def state_of(row: Row) -> str:
+    """Return the state of a row, and why if it says so, in one line."""
     why = " ".join(row.why.split())
-    return f"repeat {row.repeat} ({row.run}): {row.state}" + (f": {why}" if why else "")
+    return f"{row.state}: {why}" if why else row.state
 
 
 def _rates(rows: Iterable[Row]) -> list[float]:

@@ -59,20 +59,59 @@ def counted(how_many: int, what: str) -> str:
     return f"{how_many:,} {what}{'s'[: how_many != 1]}"
 
 
+def hosts(names: Sequence[str]) -> str:
+    """Names of nodes as SLURM shortens them: 'gpu[07-09,12], login'."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    for name in sorted(set(names)):
+        stem = name.rstrip("0123456789")
+        digits = name[len(stem) :]
+        groups.setdefault((stem, len(digits)), []).append(int(digits or 0))
+    return ", ".join(_group(stem, width, numbers) for (stem, width), numbers in groups.items())
+
+
+def _group(stem: str, width: int, numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"{stem}{numbers[0]:0{width}d}" if width else stem
+    runs: list[list[int]] = []
+    for place in sorted(numbers):
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], place]
+        else:
+            runs.append([place])
+    return f"{stem}[{','.join('-'.join(f'{end:0{width}d}' for end in run) for run in runs)}]"
+
+
 def time_text(seconds: float) -> str:
     """'0.4 ms', '3.2 s', '47 min', '5.3 h', '3.1 days'."""
     for limit, unit, name in ((1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
         if seconds < limit:
-            return f"{number(seconds / unit)} {name}"
-    return f"{number(seconds / 86400)} days"
+            return f"{_short(seconds / unit)} {name}"
+    return f"{_short(seconds / 86400)} days"
+
+
+def _short(value: float) -> str:
+    """Whole numbers without decimals."""
+    return f"{value:,.0f}" if value == round(value) else number(value)
 
 
 def bytes_text(count: int) -> str:
     """'512 B', '227 MB'."""
     for limit, unit, name in ((1e3, 1, "B"), (1e6, 1e3, "kB"), (1e9, 1e6, "MB"), (1e12, 1e9, "GB")):
         if count < limit:
-            return f"{number(count / unit)} {name}"
-    return f"{number(count / 1e12)} TB"
+            return f"{_short(count / unit)} {name}"
+    return f"{_short(count / 1e12)} TB"
+
+
+def size_columns(view: StudyView) -> tuple[str, ...]:
+    """Heads of the columns that name a size: nodes, if there are several, and GPUs."""
+    ranks = f"{worker(view)}s"
+    return (ranks,) if within_a_node(view) else ("nodes", ranks)
+
+
+def size_cells(view: StudyView, size: Size) -> list[str]:
+    """What stands in those columns."""
+    ranks = f"{size.ranks:,}"
+    return [ranks] if within_a_node(view) else [f"{size.nodes:,}", ranks]
 
 
 def range_text(value: Range, digits: int = 3) -> str:

@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 VARIANTS = {
     "no_sync": "without_communication",
-    "resident": "resident_images",
+    "resident": "resident",
     "resident_no_sync": "resident_without_communication",
 }
 """What the windows of each variant are called."""

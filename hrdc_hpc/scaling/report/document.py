@@ -31,8 +31,11 @@ def document(view: StudyView, advices: Sequence[Advice], pictures: Sequence[Pict
     parts += _about(view)
     for advice in advices:
         parts += [Heading(2, words.MODES[advice.mode].format(worker=words.worker(view))), Bullets(advice.sentences)]
-        parts += [grid for grid in (tables.sizes(view, advice), tables.predictions(view, advice)) if grid.rows]
     parts += pictures
+    if advices:
+        parts.append(Heading(2, "Sizes"))
+    for advice in advices:
+        parts += [grid for grid in (tables.sizes(view, advice), tables.predictions(view, advice)) if grid.rows]
     if any(row.images_per_s for row in view.rows):
         parts.append(Heading(2, "Where the time goes"))
         parts += [grid for advice in advices if (grid := tables.shares(view, advice)).rows]

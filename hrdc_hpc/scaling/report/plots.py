@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 _DPI = 160
 _WIDTH = 8.0
 """Inches."""
+_STRIP = 0.12
+"""Share of a plot's height that is kept for sizes without figures, if there are any."""
+_NUMBERED = 10
+"""Bars of a panel that have room for figures."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ def pictures(view: StudyView, advices: Sequence[Advice]) -> list[Picture]:
             f"Efficiency: the share of the base's images/s per {words.worker(view)} that is kept. Dots: median of the"
             f" repeats with their range; lines with a band: the fitted model; dotted: the wanted {wanted}.",
         ),
-        Picture("throughput", "Images per second; both axes double from line to line. Dotted: ideal, no loss at all."),
+        Picture(
+            "throughput",
+            "Images per second; both axes are logarithmic, so that the ideal, which loses nothing, is straight.",
+        ),
     ]
     if any(one.shares for advice in some for one in advice.measured):
         drawn.append(Picture("shares", "Where the time of a step goes, as measured on rank 0."))
@@ -161,7 +168,8 @@ def _efficiency(figure: Figure, view: StudyView, advices: Sequence[Advice], look
         curve = [(_at(view, one.size), one.efficiency.times(100)) for one in advice.expected]
         _series(axes, advice, dots, curve, look)
         tops += [value.high for _, value in (*dots, *curve)]
-    axes.set_ylim(0, min(150.0, 1.08 * max(tops)))
+    axes.set_ylim(0, min(150.0, 1.06 * max(tops)))
+    axes.set_yticks(range(0, int(axes.get_ylim()[1]) + 1, 20))
     for height, label in ((100, "ideal"), (100 * view.wanted, f"wanted\n{100 * view.wanted:g} %")):
         axes.axhline(height, color=look.ink, linestyle=":", linewidth=1.2)
         axes.annotate(
@@ -169,7 +177,7 @@ def _efficiency(figure: Figure, view: StudyView, advices: Sequence[Advice], look
         )
     axes.set_ylabel("efficiency, % of ideal")
     _failed(axes, view, advices, look)
-    _legend(figure, axes)
+    _legend(figure, axes, len(advices))
 
 
 def _throughput(figure: Figure, view: StudyView, advices: Sequence[Advice], look: _Look) -> None:
@@ -182,12 +190,12 @@ def _throughput(figure: Figure, view: StudyView, advices: Sequence[Advice], look
             for one in advice.expected
         ]
         _series(axes, advice, dots, curve, look)
-    axes.set_yscale("log", base=2)
+    axes.set_yscale("log")
     _ideal(axes, view, advices, look)
     _plain_rates(axes)
     axes.set_ylabel("images per second")
     _failed(axes, view, advices, look)
-    _legend(figure, axes)
+    _legend(figure, axes, len(advices))
 
 
 def _ideal(axes: Axes, view: StudyView, advices: Sequence[Advice], look: _Look) -> None:
@@ -208,17 +216,14 @@ def _ideal(axes: Axes, view: StudyView, advices: Sequence[Advice], look: _Look) 
 
 
 def _plain_rates(axes: Axes) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, as plain numbers; at all digits where the range is narrow."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = axes.get_ylim()
-    subs = (1.0,) if high / low > 6 else (1.0, 1.189207, 1.414214, 1.681793)
-    axes.yaxis.set_major_locator(LogLocator(base=2, subs=subs, numticks=12))
+    digits = (1, 2, 5) if high / low > 4 else tuple(range(1, 10))
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=digits, numticks=30))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _rate_label(value)))
-
-
-def _rate_label(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
 
 
 def _series(axes: Axes, advice: Advice, dots: Sequence[Any], curve: Sequence[Any], look: _Look) -> None:
@@ -239,32 +244,40 @@ def _series(axes: Axes, advice: Advice, dots: Sequence[Any], curve: Sequence[Any
             [value.high - value.median for _, value in dots],
         ]
         axes.errorbar(
-            [place for place, _ in dots], middle, yerr=spread, color=colour, marker=_MARKERS[mode], markersize=7,
+            [place for place, _ in dots], middle, yerr=spread, color=colour, marker=_MARKERS[mode], markersize=6.5,
             markeredgecolor=look.paper, linestyle="" if curve else _DASHES[mode], elinewidth=1.6, capsize=4,
             label=f"{mode}, measured", zorder=3,
         )  # fmt: skip
 
 
 def _failed(axes: Axes, view: StudyView, advices: Sequence[Advice], look: _Look) -> None:
-    """Crosses at the foot for sizes without figures, one a place, with the modes that lack them."""
-    places: dict[int, list[str]] = {}
-    for advice in advices:
-        for one in advice.measured:
-            if not one.finished:
-                places.setdefault(_at(view, one.size), []).append(advice.mode)
-    for i, (place, modes) in enumerate(sorted(places.items())):
-        axes.plot([place], [0.045], transform=axes.get_xaxis_transform(), marker="x", markersize=9, color=look.ink,
-                  markeredgewidth=2.2, linestyle="", label="" if i else "no figures (failed or not done)",
-                  clip_on=False, zorder=4)  # fmt: skip
-        if len(advices) > 1:
-            axes.annotate(" + ".join(modes), (place, 0.085), xycoords=("data", "axes fraction"), ha="center",
-                          fontsize=9, color=look.ink)  # fmt: skip
+    """Crosses for sizes without figures, in a strip that is made free at the top; a line a mode."""
+    missing = {one.mode: [each.size for each in one.measured if not each.finished] for one in advices}
+    if not any(missing.values()):
+        return
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    share = _STRIP / (1 - _STRIP)
+    top = high * (high / low) ** share if axes.get_yscale() == "log" else high + share * (high - low)
+    axes.set_yticks(ticks)  # none in the strip, or its crosses would seem to have a height
+    axes.set_ylim(low, top)
+    axes.axhspan(1 - _STRIP, 1, transform=axes.transAxes, facecolor=look.faint, alpha=0.15, linewidth=0)
+    for i, (mode, sizes) in enumerate(missing.items()):
+        if sizes:
+            places = [_at(view, size) for size in sizes]
+            axes.plot(places, [1 - _STRIP * (2 * i + 1) / (2 * len(missing))] * len(sizes), transform=axes.get_xaxis_transform(), marker="x",
+                      markersize=8, markeredgewidth=2.4, color=look.modes[mode], linestyle="",
+                      label=f"{mode}, no figures", clip_on=False, zorder=4)  # fmt: skip
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def _legend(figure: Figure, axes: Axes, modes: int) -> None:
+    """Above the plot, a row a mode."""
     handles, labels = axes.get_legend_handles_labels()
-    known = {label: handle for handle, label in zip(handles, labels, strict=True) if not label.startswith("_")}
-    figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=3, fontsize=10)
+    kinds = ("measured", "model", "no figures", "ideal")
+    known = dict(zip(labels, handles, strict=True))
+    ordered = [label for kind in kinds for label in known if label.endswith(kind)]
+    columns = math.ceil(len(ordered) / modes)
+    figure.legend([known[label] for label in ordered], ordered, loc="outside upper left", ncols=columns, fontsize=10)
 
 
 def _shares(figure: Figure, view: StudyView, advices: Sequence[Advice], look: _Look) -> None:
@@ -287,14 +300,15 @@ def _bars(axes: Axes, view: StudyView, advice: Advice, look: _Look) -> None:
         heights = [100 * one.shares[part] if one.shares else 0.0 for one in advice.measured]
         axes.bar(places, heights, bottom=foot, color=colour, width=0.8, label=part, edgecolor=look.paper, linewidth=0.6)
         for place, height, below in zip(places, heights, foot, strict=True):
-            if height >= 7:
+            if height >= 7 and len(places) <= _NUMBERED:
                 axes.annotate(f"{height:.0f}", (place, below + height / 2), ha="center", va="center", fontsize=9,
                               color=_ink_on(colour))  # fmt: skip
         foot = [below + height for below, height in zip(foot, heights, strict=True)]
     for place, one in zip(places, advice.measured, strict=True):
         if not one.finished:
             axes.annotate("no figures", (place, 50), rotation=90, ha="center", va="center", fontsize=9, color=look.ink)
-    axes.set_xticks(places, [f"{_at(view, one.size):,}" for one in advice.measured])
+    small = 11 if len(places) <= _NUMBERED else 8
+    axes.set_xticks(places, [f"{_at(view, one.size):,}" for one in advice.measured], fontsize=small)
     axes.set_ylim(0, 100)
 
 

@@ -6,14 +6,14 @@ import statistics
 from collections.abc import Sequence
 
 from hrdc_hpc.record.figures import number
-from hrdc_hpc.record.measurement import Measurement
+from hrdc_hpc.record.measurement import Measurement, Node
 from hrdc_hpc.scaling import large_batch, words
 from hrdc_hpc.scaling.advice import Advice, Expected
 from hrdc_hpc.scaling.cost import Cost, time_limit_min
 from hrdc_hpc.scaling.report.blocks import Grid
 from hrdc_hpc.scaling.report.columns import gradient_all_reduce_s
 from hrdc_hpc.scaling.rows import Row, Size
-from hrdc_hpc.scaling.summary import SHARES, Summary, percentile, start_up, trouble
+from hrdc_hpc.scaling.summary import SHARES, Range, Summary, percentile, start_up, state_of
 from hrdc_hpc.scaling.view import StudyView
 
 _NONE = "-"
@@ -26,11 +26,11 @@ def sizes(view: StudyView, advice: Advice) -> Grid:
     return Grid(
         title=f"Measured, {advice.mode} scaling",
         columns=(
-            "size", "batch", "images/s", "speed-up", "efficiency", "step p50", "step p95",
+            *words.size_columns(view), "batch", "images/s", "speed-up", "efficiency", "step p50", "step p95",
             f"{view.config.optim.epochs} epochs", f"{words.worker(view)}-hours", "jobs", "peak rate", "repeats", "note",
         ),
         rows=rows,
-        words=frozenset({0, 12}),
+        words=frozenset({len(words.size_columns(view)) + 11}),
         failed=frozenset(i for i, one in enumerate(advice.measured) if not one.finished),
         caption=(
             "Medians over the repeats, their range in brackets. Batch: images per step over all ranks; peak rate: the"
@@ -45,13 +45,13 @@ def _jobs_caption(view: StudyView) -> str:
 
 
 def _size(view: StudyView, one: Summary, price: Cost | str | None) -> list[str]:
-    name = words.named(view, one.size)
+    name = words.size_cells(view, one.size)
     repeats = f"{one.finished} of {one.asked}"
     if one.rate is None or one.speed_up is None or one.efficiency is None or one.p50_s is None or one.p95_s is None:
-        return [name, f"{one.size.global_batch:,}", *[_NONE] * 9, repeats, "; ".join(one.troubles) or "no figures"]
+        return [*name, f"{one.size.global_batch:,}", *[_NONE] * 9, repeats, "; ".join(one.troubles) or "no figures"]
     notes = [*one.troubles, *([price] if isinstance(price, str) else [])]
     return [
-        name,
+        *name,
         f"{one.size.global_batch:,}",
         words.range_text(one.rate),
         words.range_text(one.speed_up),
@@ -63,6 +63,52 @@ def _size(view: StudyView, one: Summary, price: Cost | str | None) -> list[str]:
         repeats,
         "; ".join(notes),
     ]
+
+
+def brief(view: StudyView, advice: Advice) -> Grid:
+    """What was measured, for 120 columns of a console."""
+    done = [one for one in advice.measured if one.efficiency]
+    return Grid(
+        title=f"Measured, {advice.mode} scaling",
+        columns=(
+            *words.size_columns(view), "batch", "images/s", "efficiency", "step p50", "step p95",
+            f"{view.config.optim.epochs} epochs", f"{words.worker(view)}-hours", "repeats",
+        ),
+        rows=[_brief(view, one, advice.costs.get(one.size)) for one in advice.measured],
+        failed=frozenset(i for i, one in enumerate(advice.measured) if not one.finished),
+        caption="Medians over the repeats, their range in brackets." if done else "",
+    )  # fmt: skip
+
+
+def _brief(view: StudyView, one: Summary, price: Cost | str | None) -> list[str]:
+    name = [*words.size_cells(view, one.size), f"{one.size.global_batch:,}"]
+    repeats = f"{one.finished} of {one.asked}"
+    if one.rate is None or one.efficiency is None or one.p50_s is None or one.p95_s is None:
+        return [*name, *[_NONE] * 6, repeats]
+    steps = [words.time_text(one.p50_s), words.time_text(one.p95_s)]
+    return [*name, number(one.rate.median), words.percent_text(one.efficiency), *steps, *_cost(price)[:2], repeats]
+
+
+def brief_predictions(view: StudyView, advice: Advice) -> Grid:
+    """What the model makes of sizes, for 120 columns of a console."""
+    return Grid(
+        title=f"Predicted, {advice.mode} scaling",
+        columns=(
+            *words.size_columns(view), "batch", "images/s", "efficiency", "off by",
+            f"{view.config.optim.epochs} epochs", f"{words.worker(view)}-hours",
+        ),
+        rows=[
+            [
+                *words.size_cells(view, one.size),
+                f"{one.size.global_batch:,}",
+                *_guess(one),
+                _off(one),
+                *_cost(one.cost)[:2],
+            ]
+            for one in advice.expected
+        ],
+        caption="In brackets where the truth is about nine times in ten; off by: the model against the measurement.",
+    )  # fmt: skip
 
 
 def _cost(price: Cost | str | None) -> list[str]:
@@ -77,11 +123,11 @@ def predictions(view: StudyView, advice: Advice) -> Grid:
     return Grid(
         title=f"Predicted, {advice.mode} scaling",
         columns=(
-            "size", "batch", "images/s", "efficiency", "measured images/s", "off by", "step",
+            *words.size_columns(view), "batch", "images/s", "efficiency", "measured images/s", "off by", "step",
             f"{view.config.optim.epochs} epochs", f"{words.worker(view)}-hours", "jobs", "peak rate", "note",
         ),
         rows=[_prediction(view, one) for one in advice.expected],
-        words=frozenset({0, 11}),
+        words=frozenset({len(words.size_columns(view)) + 10}),
         caption="In brackets where the truth is about nine times in ten; off by: the model against the measurement.",
     )  # fmt: skip
 
@@ -95,12 +141,11 @@ def _prediction(view: StudyView, one: Expected) -> list[str]:
         *([one.cost] if isinstance(one.cost, str) else []),
     ]
     return [
-        words.named(view, one.size),
+        *words.size_cells(view, one.size),
         f"{one.size.global_batch:,}",
-        f"{number(guess.images_per_s)} ({number(guess.low)}-{number(guess.high)})",
-        words.percent_text(one.efficiency),
+        *_guess(one),
         number(one.measured),
-        _NONE if one.measured is None else f"{100 * (guess.images_per_s / one.measured - 1):+.1f} %",
+        _off(one),
         words.time_text(guess.step_s),
         *_cost(one.cost),
         f"{large_batch.rate_for(view.config.optim, one.size.global_batch):.4g}",
@@ -108,21 +153,30 @@ def _prediction(view: StudyView, one: Expected) -> list[str]:
     ]
 
 
+def _guess(one: Expected) -> list[str]:
+    guess = one.predicted
+    rate = Range(median=guess.images_per_s, low=guess.low, high=guess.high)
+    return [words.range_text(rate), words.percent_text(one.efficiency)]
+
+
+def _off(one: Expected) -> str:
+    return _NONE if one.measured is None else f"{100 * (one.predicted.images_per_s / one.measured - 1):+.1f} %"
+
+
 def shares(view: StudyView, advice: Advice) -> Grid:
     """Where the time of a step goes, and what it would lose without communication or reading."""
     done = [one for one in advice.measured if one.shares]
     return Grid(
         title=f"Where the time of a step goes, {advice.mode} scaling",
-        columns=("size", *SHARES, "without communication", "resident images", "both"),
+        columns=(*words.size_columns(view), *SHARES, "without communication", "resident images", "both"),
         rows=[
             [
-                words.named(view, one.size),
+                *words.size_cells(view, one.size),
                 *(f"{100 * share:.1f} %" for share in (one.shares or {}).values()),
                 *(_ceiling(one, variant) for variant in ("no_sync", "resident", "resident_no_sync")),
             ]
             for one in done
         ],
-        words=frozenset({0}),
         caption=(
             "Shares: marks inside the step, rank 0. The last three: images/s of windows that took turns with those as"
             " in training, and in brackets what a step as in training loses against them, by neighbouring windows."
@@ -147,11 +201,11 @@ def around(view: StudyView, advice: Advice) -> Grid:
     return Grid(
         title=f"Start-up, checkpoint, memory, energy, {advice.mode} scaling",
         columns=(
-            "size", "start-up", "checkpoint", "training stands still", "until durable", "memory of a node",
-            "memory of a GPU", "energy of a step", "gradients", "all-reduce of them", "rate",
+            *words.size_columns(view), "start-up", "checkpoint", "training stands still", "until durable",
+            "memory of a node", "memory of a GPU", "energy of a step", "of the run", "gradients", "all-reduce of them",
+            "rate",
         ),
-        rows=[_around(view, one, found) for one, found in done],
-        words=frozenset({0}),
+        rows=[_around(view, one, found, advice.costs.get(one.size)) for one, found in done],
         caption=(
             "All-reduce: of all gradients, by itself, the slowest rank, median; rate: their bytes over that time."
             " Energy: of all GPUs (NVML)."
@@ -163,14 +217,15 @@ def _found(view: StudyView, size: Size) -> list[Measurement]:
     return [row.found for row in view.rows_of(size) if row.found is not None and row.step_s]
 
 
-def _around(view: StudyView, one: Summary, found: Sequence[Measurement]) -> list[str]:
+def _around(view: StudyView, one: Summary, found: Sequence[Measurement], price: Cost | str | None) -> list[str]:
     host = [node.peak_host_bytes for each in found for node in each.nodes if node.peak_host_bytes is not None]
     device = [node.peak_device_bytes for each in found for node in each.nodes if node.peak_device_bytes is not None]
     reduces = [seconds for each in found if (seconds := gradient_all_reduce_s(each)) is not None]
     reduce_s = statistics.median(reduces) if reduces else None
+    kwh = price.energy_kwh if isinstance(price, Cost) else None
     gradients = max(each.gradient_bytes for each in found)
     return [
-        words.named(view, one.size),
+        *words.size_cells(view, one.size),
         words.time_text(one.start_up_s or 0.0),
         words.bytes_text(max(each.checkpoint_bytes for each in found)),
         words.time_text(one.checkpoint_stall_s or 0.0),
@@ -178,6 +233,7 @@ def _around(view: StudyView, one: Summary, found: Sequence[Measurement]) -> list
         words.bytes_text(max(host)) if host else _NOT_MEASURED,
         words.bytes_text(max(device)) if device else _NOT_MEASURED,
         _NOT_MEASURED if one.energy_j is None else f"{number(one.energy_j)} J",
+        _NONE if kwh is None else f"{number(kwh)} kWh",
         words.bytes_text(gradients),
         _NONE if reduce_s is None else words.time_text(reduce_s),
         _NONE if not reduce_s else f"{words.bytes_text(round(gradients / reduce_s))}/s",
@@ -231,7 +287,7 @@ def runs(view: StudyView) -> Grid:
 def _run(view: StudyView, row: Row) -> list[str]:
     size = [row.size.mode, words.named(view, row.size), str(row.repeat), row.run]
     if row.found is None or not row.step_s:
-        return [*size, trouble(row).split(": ", 1)[1], *[_NONE] * 5]
+        return [*size, state_of(row), *[_NONE] * 5]
     return [
         *size,
         row.state,
@@ -239,25 +295,26 @@ def _run(view: StudyView, row: Row) -> list[str]:
         words.time_text(percentile(row.step_s, 50)),
         words.time_text(percentile(row.step_s, 95)),
         words.time_text(start_up(row.found)),
-        ", ".join(node.name for node in row.found.nodes),
+        words.hosts([node.name for node in row.found.nodes]),
     ]
 
 
 def nodes(view: StudyView) -> Grid:
-    """Every node that took part, once."""
-    found = {row.run: row.found for row in view.rows if row.found is not None}
-    seen = {(node.name, node.machine): node for one in found.values() for node in one.nodes}
-    machines = {machine: f"M{i}" for i, machine in enumerate(dict.fromkeys(machine for _, machine in seen), 1)}
+    """Every node that took part, those alike together."""
+    seen = {node.name: node for row in view.rows if row.found is not None for node in row.found.nodes}
+    kinds: dict[tuple[str, int], list[Node]] = {}
+    for node in seen.values():
+        kinds.setdefault((node.device, node.cores), []).append(node)
     return Grid(
         title="Nodes",
-        columns=("node", "machine", "device", "cores for the ranks", "runs"),
+        columns=("nodes", "how many", "machines", "cores for the ranks of a node", "device"),
         rows=[
-            [name, machines[machine], node.device, str(node.cores),
-             str(sum(any(one.name == name for one in run.nodes) for run in found.values()))]
-            for (name, machine), node in sorted(seen.items())
+            [words.hosts([node.name for node in some]), str(len(some)), str(len({node.machine for node in some})),
+             str(cores), device]
+            for (device, cores), some in kinds.items()
         ],
-        words=frozenset({0, 1, 2}),
-        caption="Machine: nodes with the same one share it (the kernel's boot id).",
+        words=frozenset({0, 4}),
+        caption="Machines: fewer than nodes where nodes share one (by the kernel's boot id).",
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from hrdc_hpc.record.figures import show
 from hrdc_hpc.record.files import temporary_beside, write_json_durably, write_text_durably
+from hrdc_hpc.scaling import words
 from hrdc_hpc.scaling.advice import Advice, advise
 from hrdc_hpc.scaling.caveats import caveats, one_machine
 from hrdc_hpc.scaling.report import columns, plots, tables
@@ -127,13 +128,15 @@ def tell(view: StudyView) -> None:
         sys.stdout.write("\n")
         for sentence in advice.sentences:
             sys.stdout.write(f"{mode}: {sentence}\n")
-        for grid in (tables.sizes(view, advice), tables.predictions(view, advice)):
+        for grid in (tables.brief(view, advice), tables.brief_predictions(view, advice)):
             if grid.rows:
                 sys.stdout.write("\n")
                 show(grid.title, grid.columns, _marked(grid.rows, grid.failed), grid.caption)
+        for one in advice.measured:
+            for why in one.troubles:
+                sys.stdout.write(f"x {words.named(view, one.size)}, {mode}: {why}\n")
     sys.stdout.flush()
 
 
 def _marked(rows: Sequence[Sequence[str]], failed: frozenset[int]) -> list[list[str]]:
-    lines = [[" ".join(cell.split()) for cell in row] for row in rows]
-    return [[f"x {line[0]}", *line[1:]] if i in failed else line for i, line in enumerate(lines)]
+    return [[f"x {row[0]}", *row[1:]] if i in failed else list(row) for i, row in enumerate(rows)]
