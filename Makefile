@@ -75,7 +75,7 @@ clean: ## remove .venv and what the tools left; runs/ and data/ stay
 
 .venv/installed-test: .venv/bin/python $(SOURCES)
 	@echo "installing into .venv, with what the tests need (6.5 GB and some minutes the first time: PyTorch with CUDA)"
-	@$(PIP) setuptools wheel && $(PIP) --no-build-isolation -e '.[train,demo,test]'
+	@$(PIP) setuptools wheel && $(PIP) --no-build-isolation -e '.[train,demo,report,test]'
 	@touch .venv/installed-demo $@
 
 .venv/installed-bench: .venv/installed-test

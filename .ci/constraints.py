@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "constraints.txt"
-EXTRAS = "train,demo,test"
+EXTRAS = "train,demo,report,test"
 OLDEST, NEWEST = "3.11", "3.13"
 CHOSEN = "# Chosen by hand"
 HEADER = f"""\
