@@ -16,6 +16,11 @@ from hrdc_hpc.scaling.rows import Mode, Size
 from hrdc_hpc.scaling.summary import Range, Summary, base_of, efficiency, summaries
 from hrdc_hpc.scaling.view import Predicted, StudyView, order
 
+_ROUNDING = 1e-9
+"""Of an efficiency: what is exactly as wanted is enough."""
+_CLEARLY = 1.02
+"""Times the throughput of another size: no longer the same."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
@@ -60,9 +65,10 @@ def advise(view: StudyView, mode: Mode) -> Advice:
     costs = {one.size: cost.cost(view, one.size, one.rate, _overhead(done, one.size)) for one in done if one.rate}
     expected = _expectations(view, mode, done)
     base = base_of(view, mode)
-    kept = [one for one in done if one.efficiency and one.efficiency.median >= view.wanted]
+    enough = view.wanted - _ROUNDING
+    kept = [one for one in done if one.efficiency and one.efficiency.median >= enough]
     largest = done[-1].size.ranks if done else 0
-    beyond = [one for one in expected if one.size.ranks > largest and one.efficiency.median >= view.wanted]
+    beyond = [one for one in expected if one.size.ranks > largest and one.efficiency.median >= enough]
     found = Advice(
         mode=mode,
         base=base[0] if base else expected[0].size if expected else None,
@@ -138,18 +144,18 @@ def _of_measured(view: StudyView, found: Advice) -> list[str]:
     else:
         times = number(found.most.speed_up.median if found.most.speed_up else None)
         said = [
-            f"Measured: {name} is the largest size that keeps {wanted} efficiency, with"
+            f"Measured: the largest size that keeps {wanted} efficiency is {name}, with"
             f" {words.percent_text(done[most])} and {times} times the throughput of {words.named(view, found.base)}."
         ]
         said.append(f"Larger: {has[larger[0]]}." if larger else "Nothing larger was measured.")
-    if done[most].low < view.wanted:
+    if done[most].low < view.wanted - _ROUNDING:
         said.append(f"One of its repeats is below {wanted}: a close call.")
-    below = [size for size in sizes[: sizes.index(most)] if done[size].median < view.wanted]
+    below = [size for size in sizes[: sizes.index(most)] if done[size].median < view.wanted - _ROUNDING]
     if below:
         said.append(f"Smaller sizes are below {wanted} ({words.listed(view, below)}): look for the reason first.")
     rates = {one.size: one.rate.median for one in found.measured if one.rate is not None}
     fastest = max(sizes, key=lambda size: rates[size])
-    if fastest != sizes[-1]:
+    if rates[fastest] > _CLEARLY * rates[sizes[-1]]:
         said.append(f"Throughput is highest on {words.named(view, fastest)}: more make it slower.")
     return [" ".join(said), *_price(view, found)]
 
@@ -189,8 +195,8 @@ def _of_predicted(view: StudyView, found: Advice) -> list[str]:
             f" {words.percent_text(first.efficiency)}."
         ]
     said = [
-        f"Predicted, not measured: up to {words.named(view, most.size)} would keep {wanted}"
-        f" ({words.percent_text(most.efficiency)})."
+        f"Predicted, not measured: up to {words.named(view, most.size)} would keep {wanted}, with"
+        f" {words.percent_text(most.efficiency)}."
     ]
     if most is beyond[-1]:
         said.append("It is the largest that was predicted.")
@@ -200,6 +206,8 @@ def _of_predicted(view: StudyView, found: Advice) -> list[str]:
         said.append("It lies far beyond what was measured: the range itself is a guess.")
     if isinstance(most.cost, Cost):
         said.append(f"{words.counted(view.config.optim.epochs, 'epoch')} would take {_costs(view, most.cost)}.")
+        if not largest:
+            said.append("Start-up and checkpoints are not in it: none was measured.")
     else:
         said.append(f"But: {most.cost}.")
     return [" ".join(said)]

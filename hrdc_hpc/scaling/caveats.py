@@ -7,21 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from hrdc_hpc.cluster.overview import GOING
 from hrdc_hpc.record.measurement import Measurement
 from hrdc_hpc.scaling import words
 from hrdc_hpc.scaling.rows import Row, Size
 from hrdc_hpc.scaling.summary import Summary, base_of, summaries
 from hrdc_hpc.scaling.view import StudyView
 
+_COMING = ("prepared", *GOING)
+"""States of rows that may still bring figures."""
 _SPREAD = 0.1
 """By which repeats, or most steps, may differ before the reader is told."""
 _ALIKE: tuple[tuple[str, Callable[[Measurement], str]], ...] = (
     ("devices", lambda found: ", ".join(sorted({node.device for node in found.nodes}))),
-    ("precisions", lambda found: found.precision),
-    ("network interfaces", lambda found: found.interface or "not known"),
+    ("precision", lambda found: found.precision),
+    ("backend", lambda found: found.backend if found.world_size > 1 else ""),
+    ("network interface", lambda found: (found.interface or "not known") if len(found.nodes) > 1 else ""),
     ("versions", lambda found: ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items()))),
 )
-"""What must be the same in all rows for them to be compared."""
+"""What must be the same in all rows for them to be compared; '': it plays no part in the row."""
 
 
 def caveats(view: StudyView) -> list[str]:
@@ -81,13 +85,13 @@ def _processors(view: StudyView, found: Sequence[Measurement]) -> Iterator[str]:
 
 def _unfinished(view: StudyView) -> Iterator[str]:
     missing = [row for row in view.rows if row.images_per_s is None]
-    coming = [row for row in missing if row.state in ("queued", "running")]
+    coming = [row for row in missing if row.state in _COMING]
     lost = [row for row in missing if row not in coming]
     if lost and len(lost) < len(view.rows):
         sizes = words.listed(view, [row.size for row in lost])
         yield f"{words.counted(len(lost), 'row')} of {len(view.rows)} ended without figures ({sizes}); see the rows."
     if coming and len(coming) < len(view.rows):
-        yield f"{words.counted(len(coming), 'row')} of {len(view.rows)} queued or running: this is an interim report."
+        yield f"{words.counted(len(coming), 'row')} of {len(view.rows)} still to come: this is an interim report."
 
 
 def _bases(view: StudyView) -> Iterator[str]:
@@ -131,7 +135,7 @@ def _is_other(row: Row, found: Measurement) -> bool:
 
 def _unlike(found: Sequence[Measurement]) -> Iterator[str]:
     for what, of in _ALIKE:
-        kinds = sorted({of(one) for one in found})
+        kinds = sorted({of(one) for one in found} - {""})
         if len(kinds) > 1:
             yield f"Not all rows have the same {what}: {'; '.join(kinds)}. Sizes are compared all the same."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from hrdc_hpc.config.load import load
@@ -18,6 +19,7 @@ BATCH = 256
 """Images per GPU in weak scaling, and of the base in strong."""
 
 
+@cache
 def inat(*overrides: str) -> RunConfig:
     return load("inat.yaml", [f"optim.global_batch={BATCH * GPUS}", *overrides])
 

@@ -30,6 +30,8 @@ _WIDTH = 8.0
 """Inches."""
 _STRIP = 0.12
 """Share of a plot's height that is kept for sizes without figures, if there are any."""
+_NEAR = 0.85
+"""A wanted efficiency from which on its label and that of the ideal need room from each other."""
 _NUMBERED = 10
 """Bars of a panel that have room for figures."""
 
@@ -87,25 +89,29 @@ def pictures(view: StudyView, advices: Sequence[Advice]) -> list[Picture]:
 
 def draw(view: StudyView, advices: Sequence[Advice], name: str, *, dark: bool = False, note: str = "") -> bytes:
     """Draw a plot as PNG; `note` stands above it. Raises ImportError where matplotlib is not installed."""
+    look = _DARK if dark else _LIGHT
+    target = io.BytesIO()
+    with _style(look):
+        figure_of(view, advices, name, look, note).savefig(target, format="png", metadata={"Software": None})
+    return target.getvalue()
+
+
+def figure_of(
+    view: StudyView, advices: Sequence[Advice], name: str, look: _Look = _LIGHT, note: str = ""
+) -> Figure:  # fmt: skip
+    """Make a plot's figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    some = [one for one in advices if one.base is not None]
-    look = _DARK if dark else _LIGHT
-    painters: dict[str, Callable[[Figure, StudyView, Sequence[Advice], _Look], None]] = {
+    painters: dict[str, Callable[[Figure, StudyView, Sequence[Advice], _Look, str], None]] = {
         "efficiency": _efficiency,
         "throughput": _throughput,
         "shares": _shares,
     }
-    with _style(look):
-        figure = Figure(figsize=(_WIDTH, 4.6), dpi=_DPI, layout="constrained")
-        FigureCanvasAgg(figure)
-        painters[name](figure, view, some, look)
-        if note:
-            figure.suptitle(note, fontsize=10, color=look.ink, weight="bold")
-        target = io.BytesIO()
-        figure.savefig(target, format="png", metadata={"Software": None})
-    return target.getvalue()
+    figure = Figure(figsize=(_WIDTH, 4.6), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    painters[name](figure, view, [one for one in advices if one.base is not None], look, note)
+    return figure
 
 
 @contextmanager
@@ -137,12 +143,13 @@ def _axis(axes: Axes, view: StudyView, advices: Sequence[Advice]) -> None:
     """A log2 axis with plain numbers at the sizes, as many as there is room for."""
     some = [size for one in advices for size in _all_sizes(one)]
     places = sorted({_at(view, size) for size in some})
-    margin = 0.08 * max(1.0, math.log2(places[-1] / places[0]))
+    octaves = max(1.0, math.log2(places[-1] / places[0]))
+    margin = 0.08 * octaves
     axes.set_xscale("log", base=2)
     axes.set_xlim(places[0] * 2**-margin, places[-1] * 2**margin)
     shown: list[int] = []
     for place in (*(p for p in places if math.log2(p).is_integer()), *places):  # powers of two are sure of a place
-        if all(abs(math.log2(place / other)) >= margin / 1.3 for other in shown):
+        if all(abs(math.log2(place / other)) >= 0.045 * octaves for other in shown):
             shown.append(place)
     axes.set_xticks(sorted(shown), [f"{place:,}" for place in sorted(shown)])
     axes.xaxis.minorticks_off()
@@ -157,7 +164,7 @@ def _all_sizes(advice: Advice) -> list[Size]:
     return [*(one.size for one in advice.measured), *(one.size for one in advice.expected)]
 
 
-def _efficiency(figure: Figure, view: StudyView, advices: Sequence[Advice], look: _Look) -> None:
+def _efficiency(figure: Figure, view: StudyView, advices: Sequence[Advice], look: _Look, note: str) -> None:
     axes = figure.add_subplot()
     _axis(axes, view, advices)
     tops = [100.0]
@@ -170,17 +177,18 @@ def _efficiency(figure: Figure, view: StudyView, advices: Sequence[Advice], look
         tops += [value.high for _, value in (*dots, *curve)]
     axes.set_ylim(0, min(150.0, 1.06 * max(tops)))
     axes.set_yticks(range(0, int(axes.get_ylim()[1]) + 1, 20))
-    for height, label in ((100, "ideal"), (100 * view.wanted, f"wanted\n{100 * view.wanted:g} %")):
+    near = view.wanted > _NEAR
+    wanted = f"wanted\n{100 * view.wanted:g} %"
+    for height, label, at in ((100, "ideal", "bottom"), (100 * view.wanted, wanted, "top")):
         axes.axhline(height, color=look.ink, linestyle=":", linewidth=1.2)
-        axes.annotate(
-            label, (1.01, height), xycoords=("axes fraction", "data"), va="center", fontsize=10, annotation_clip=False
-        )
+        axes.annotate(label, (1.01, height), xycoords=("axes fraction", "data"), va=at if near else "center",
+                      fontsize=10, annotation_clip=False)  # fmt: skip
     axes.set_ylabel("efficiency, % of ideal")
     _failed(axes, view, advices, look)
-    _legend(figure, axes, len(advices))
+    _legend(figure, axes, len(advices), note)
 
 
-def _throughput(figure: Figure, view: StudyView, advices: Sequence[Advice], look: _Look) -> None:
+def _throughput(figure: Figure, view: StudyView, advices: Sequence[Advice], look: _Look, note: str) -> None:
     axes = figure.add_subplot()
     _axis(axes, view, advices)
     for advice in advices:
@@ -195,7 +203,7 @@ def _throughput(figure: Figure, view: StudyView, advices: Sequence[Advice], look
     _plain_rates(axes)
     axes.set_ylabel("images per second")
     _failed(axes, view, advices, look)
-    _legend(figure, axes, len(advices))
+    _legend(figure, axes, len(advices), note)
 
 
 def _ideal(axes: Axes, view: StudyView, advices: Sequence[Advice], look: _Look) -> None:
@@ -220,10 +228,10 @@ def _plain_rates(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = axes.get_ylim()
-    digits = (1, 2, 5) if high / low > 4 else tuple(range(1, 10))
+    digits = (1, 2, 5) if high / low > 12 else (1, 1.5, 2, 3, 4, 5, 7) if high / low > 3 else range(1, 10)
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=digits, numticks=30))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 def _series(axes: Axes, advice: Advice, dots: Sequence[Any], curve: Sequence[Any], look: _Look) -> None:
@@ -252,6 +260,8 @@ def _series(axes: Axes, advice: Advice, dots: Sequence[Any], curve: Sequence[Any
 
 def _failed(axes: Axes, view: StudyView, advices: Sequence[Advice], look: _Look) -> None:
     """Crosses for sizes without figures, in a strip that is made free at the top; a line a mode."""
+    from matplotlib.patches import Rectangle
+
     missing = {one.mode: [each.size for each in one.measured if not each.finished] for one in advices}
     if not any(missing.values()):
         return
@@ -261,26 +271,35 @@ def _failed(axes: Axes, view: StudyView, advices: Sequence[Advice], look: _Look)
     top = high * (high / low) ** share if axes.get_yscale() == "log" else high + share * (high - low)
     axes.set_yticks(ticks)  # none in the strip, or its crosses would seem to have a height
     axes.set_ylim(low, top)
-    axes.axhspan(1 - _STRIP, 1, transform=axes.transAxes, facecolor=look.faint, alpha=0.15, linewidth=0)
+    strip = Rectangle((0, 1 - _STRIP), 1, _STRIP, transform=axes.transAxes, color=look.faint, alpha=0.18, linewidth=0)
+    axes.add_patch(strip)
+    axes.annotate("no\nfigures", (1.01, 1 - _STRIP / 2), xycoords="axes fraction", va="center", fontsize=10)
     for i, (mode, sizes) in enumerate(missing.items()):
         if sizes:
-            places = [_at(view, size) for size in sizes]
-            axes.plot(places, [1 - _STRIP * (2 * i + 1) / (2 * len(missing))] * len(sizes), transform=axes.get_xaxis_transform(), marker="x",
+            places, height = [_at(view, size) for size in sizes], 1 - _STRIP * (2 * i + 1) / (2 * len(missing))
+            axes.plot(places, [height] * len(sizes), transform=axes.get_xaxis_transform(), marker="x",
                       markersize=8, markeredgewidth=2.4, color=look.modes[mode], linestyle="",
                       label=f"{mode}, no figures", clip_on=False, zorder=4)  # fmt: skip
 
 
-def _legend(figure: Figure, axes: Axes, modes: int) -> None:
-    """Above the plot, a row a mode."""
+def _legend(figure: Figure, axes: Axes, modes: int, note: str) -> None:
+    """Above the plot, a row a mode, under the note."""
     handles, labels = axes.get_legend_handles_labels()
     kinds = ("measured", "model", "no figures", "ideal")
     known = dict(zip(labels, handles, strict=True))
     ordered = [label for kind in kinds for label in known if label.endswith(kind)]
     columns = math.ceil(len(ordered) / modes)
-    figure.legend([known[label] for label in ordered], ordered, loc="outside upper left", ncols=columns, fontsize=10)
+    _place_legend(figure, {label: known[label] for label in ordered}, columns, note)
 
 
-def _shares(figure: Figure, view: StudyView, advices: Sequence[Advice], look: _Look) -> None:
+def _place_legend(figure: Figure, known: dict[str, Any], columns: int, note: str) -> None:
+    figure.legend(
+        known.values(), known.keys(), loc="outside upper left", ncols=columns, fontsize=10, alignment="left",
+        title=note or None, title_fontproperties={"weight": "bold", "size": 10},
+    )  # fmt: skip
+
+
+def _shares(figure: Figure, view: StudyView, advices: Sequence[Advice], look: _Look, note: str) -> None:
     """A panel a mode, a bar a size."""
     some = [one for one in advices if one.measured]
     panels = figure.subplots(1, len(some), sharey=True, squeeze=False)[0]
@@ -289,8 +308,7 @@ def _shares(figure: Figure, view: StudyView, advices: Sequence[Advice], look: _L
         axes.set_xlabel(f"{_what(view)}, {advice.mode} scaling")
     panels[0].set_ylabel("share of a step, %")
     handles, labels = panels[0].get_legend_handles_labels()
-    known = dict(zip(labels, handles, strict=True))
-    figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=3, fontsize=10)
+    _place_legend(figure, dict(zip(labels, handles, strict=True)), 3, note)
 
 
 def _bars(axes: Axes, view: StudyView, advice: Advice, look: _Look) -> None:
