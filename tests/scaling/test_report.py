@@ -124,7 +124,7 @@ def test_rows_and_sizes_as_csv(folder: Path, view: StudyView) -> None:
     assert float(sizes["weak", "1"]["efficiency_percent"]) == pytest.approx(100)
     assert sizes["weak", "16"]["repeats_finished"] == "0"
     assert sizes["weak", "16"]["efficiency_percent"] == ""
-    assert "out of" in sizes["strong", "16"]["why"] or "second line" in sizes["strong", "16"]["why"]
+    assert sizes["strong", "16"]["why"] == f"repeat 2 failed: {' '.join(NASTY.split())}"
     predicted = records(folder / "predictions.csv")
     assert {one["nodes"] for one in predicted} >= {"128", "256"}
 

@@ -70,7 +70,7 @@ def _model(view: StudyView) -> Iterator[Block]:
         if errors
         else ""
     )
-    yield Text(f"{view.fit.model}.{fits}")
+    yield Text(f"{view.fit.model.rstrip('.')}.{fits}")
     if view.fit.assumptions:
         yield Bullets(view.fit.assumptions)
     grids: list[Grid] = [tables.parameters(view), tables.residuals(view)]
