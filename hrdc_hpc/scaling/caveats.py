@@ -1,0 +1,171 @@
+"""What a reader must know before believing the figures of a study. Pure, torch-free.
+
+The first is the heaviest: nodes that share a machine show the method, never scaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from hrdc_hpc.cluster.overview import GOING
+from hrdc_hpc.record.measurement import Measurement
+from hrdc_hpc.scaling import words
+from hrdc_hpc.scaling.rows import Row, Size
+from hrdc_hpc.scaling.summary import Summary, base_of, summaries
+from hrdc_hpc.scaling.view import StudyView
+
+_COMING = ("prepared", *GOING)
+"""States of rows that may still bring figures."""
+_SPREAD = 0.1
+"""By which repeats, or most steps, may differ before the reader is told."""
+_ALIKE: tuple[tuple[str, Callable[[Measurement], str]], ...] = (
+    ("devices", lambda found: ", ".join(sorted({node.device for node in found.nodes}))),
+    ("precision", lambda found: found.precision),
+    ("backend", lambda found: found.backend if found.world_size > 1 else ""),
+    ("network interface", lambda found: (found.interface or "not known") if len(found.nodes) > 1 else ""),
+    ("versions", lambda found: ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items()))),
+)
+"""What must be the same in all rows for them to be compared; '': it plays no part in the row."""
+
+
+def caveats(view: StudyView) -> list[str]:
+    """Return them, a sentence or two each, the heaviest first; no row with figures: a sentence that says so."""
+    found = {row.run: row.found for row in view.rows if row.found is not None}
+    measured = [one for mode in view.modes for one in summaries(view, mode)]
+    return list(
+        dict.fromkeys(
+            [
+                *filter(None, [one_machine(view)]),
+                *_nothing(view, bool(found)),
+                *_processors(view, list(found.values())),
+                *_unfinished(view),
+                *_bases(view),
+                *_shapes(view),
+                *_unlike(list(found.values())),
+                *_repeats(view, measured),
+                *_spread(view, measured),
+                *_resident(list(found.values())),
+                *view.warnings,
+                *_notes(list(found.values())),
+            ]
+        )
+    )
+
+
+def one_machine(view: StudyView) -> str:
+    """Return the heaviest caveat, which every form must begin with: nodes of a run are one machine; '' if none are."""
+    found = [row.found for row in view.rows if row.found is not None]
+    shared = max((_together([node.machine for node in one.nodes]) for one in found), default=0)
+    if shared < 2:
+        return ""
+    return f"{shared} nodes of this study are one machine: figures show the method, not scaling."
+
+
+def _together(machines: Sequence[str]) -> int:
+    return max((machines.count(machine) for machine in machines if machine), default=0)
+
+
+def _nothing(view: StudyView, some: bool) -> Iterator[str]:
+    if some:
+        return
+    if view.rows:
+        states = words.joined(list(dict.fromkeys(row.state for row in view.rows)))
+        yield f"No size has figures yet ({words.counted(len(view.rows), 'row')}: {states}): there is nothing to advise."
+    else:
+        yield "Nothing was run: all figures are predictions on paper."
+
+
+def _processors(view: StudyView, found: Sequence[Measurement]) -> Iterator[str]:
+    if not found or words.worker(view) == "GPU":
+        return
+    yield (
+        "These are figures of a CPU: ranks of a node share its cores and its memory, so they say nothing about GPUs."
+    )
+
+
+def _unfinished(view: StudyView) -> Iterator[str]:
+    missing = [row for row in view.rows if row.images_per_s is None]
+    coming = [row for row in missing if row.state in _COMING]
+    lost = [row for row in missing if row not in coming]
+    if lost and len(lost) < len(view.rows):
+        sizes = words.listed(view, [row.size for row in lost])
+        yield f"{words.counted(len(lost), 'row')} of {len(view.rows)} ended without figures ({sizes}); see the rows."
+    if coming and len(coming) < len(view.rows):
+        yield f"{words.counted(len(coming), 'row')} of {len(view.rows)} still to come: this is an interim report."
+
+
+def _bases(view: StudyView) -> Iterator[str]:
+    for mode in view.modes:
+        base, sizes = base_of(view, mode), view.sizes(mode)
+        if base and base[0] != sizes[0]:
+            yield (
+                f"{mode}: {words.named(view, sizes[0])} has no figures, so speed-up and efficiency are against"
+                f" {words.named(view, base[0])}."
+            )
+        if base and base[0].nodes > 1:
+            yield f"{mode}: one node was not measured; what the first network hop costs is not in the efficiency."
+
+
+def _shapes(view: StudyView) -> Iterator[str]:
+    """Repeats of a size that ran on other nodes, and rows that ran in another shape than they were asked for."""
+    moved: list[Size] = []
+    for mode in view.modes:
+        for size in view.sizes(mode):
+            found = [row.found for row in view.rows_of(size) if row.found is not None]
+            if len({frozenset(node.name for node in one.nodes) for one in found}) > 1:
+                moved.append(size)
+    if moved:
+        yield (
+            f"Repeats ran on different nodes ({words.listed(view, moved)}): their range holds the difference between"
+            " nodes as well."
+        )
+    for row in view.rows:
+        if row.found is not None and _is_other(row, row.found):
+            yield (
+                f"{row.run} ran as {len(row.found.nodes)} x {row.found.ranks_per_node} ranks with a batch of"
+                f" {row.found.global_batch}, not as {row.size.nodes} x {row.size.ranks_per_node} with"
+                f" {row.size.global_batch}: do not trust its row."
+            )
+
+
+def _is_other(row: Row, found: Measurement) -> bool:
+    asked = (row.size.nodes, row.size.ranks_per_node, row.size.global_batch)
+    return asked != (len(found.nodes), found.ranks_per_node, found.global_batch)
+
+
+def _unlike(found: Sequence[Measurement]) -> Iterator[str]:
+    for what, of in _ALIKE:
+        kinds = sorted({of(one) for one in found} - {""})
+        if len(kinds) > 1:
+            yield f"Not all rows have the same {what}: {'; '.join(kinds)}. Sizes are compared all the same."
+
+
+def _repeats(view: StudyView, measured: Sequence[Summary]) -> Iterator[str]:
+    once = [one.size for one in measured if one.finished == 1]
+    if once:
+        yield f"One repeat only ({words.listed(view, once)}): there is no telling how much a repeat would differ."
+
+
+def _spread(view: StudyView, measured: Sequence[Summary]) -> Iterator[str]:
+    differ = [one.size for one in measured if one.rate and one.rate.high - one.rate.low > _SPREAD * one.rate.median]
+    uneven = [one.size for one in measured if one.p50_s and one.p95_s and one.p95_s > (1 + _SPREAD) * one.p50_s]
+    if differ:
+        yield f"Repeats differ by more than {100 * _SPREAD:g} % ({words.listed(view, differ)}): read the range."
+    if uneven:
+        yield (
+            f"Step times are uneven ({words.listed(view, uneven)}): 5 % of the steps take over {100 * _SPREAD:g} %"
+            " longer than the median; data, network or other jobs disturb them."
+        )
+
+
+def _resident(found: Sequence[Measurement]) -> Iterator[str]:
+    kinds = {one.images for one in found}
+    if kinds == {"resident"}:
+        yield "Made-up images that lie on the device: reading and decoding are not in these figures."
+    elif "resident" in kinds:
+        yield "Some rows read images, some used made-up ones that lie on the device: these do not compare."
+
+
+def _notes(found: Sequence[Measurement]) -> Iterator[str]:
+    for one in found:
+        yield from one.notes
