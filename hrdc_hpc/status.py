@@ -36,10 +36,11 @@ from hrdc_hpc.cluster.goodput import Account, Goodput
 from hrdc_hpc.cluster.history import Story, history
 from hrdc_hpc.cluster.overview import GOING, OVER, Overview, Survey, as_json, survey
 from hrdc_hpc.cluster.results import TAIL_LINES
-from hrdc_hpc.cluster.runs import cancel_command, follow_command, resubmit_command
+from hrdc_hpc.cluster.runs import cancel_command, follow_command, report_command, resubmit_command
 from hrdc_hpc.cluster.scheduler import SchedulerError
+from hrdc_hpc.cluster.sweep import is_sweep
 from hrdc_hpc.cluster.timeline import account_of
-from hrdc_hpc.record.folder import RunFolder
+from hrdc_hpc.record import measurement
 
 _WATCH_S = 3.0
 """Seconds between two looks at the folders and at the queue."""
@@ -108,6 +109,8 @@ def _print_results(console: Any, sweep: Path, rows: Sequence[Overview]) -> None:
     from hrdc_hpc.cluster import sweep_results
 
     results = sweep_results.result_rows(sweep)
+    if any(measurement.is_there(Path(row.run)) for row in rows if Path(row.run).parent == sweep):
+        _say(f"report of the study:  {report_command(sweep)}")
     if any(row.finished for row in results):
         console.print()
         console.print(sweep_results.table(results, f"sweep {sweep.name}"))
@@ -141,8 +144,10 @@ def _next(row: Overview) -> dict[str, str]:
         }
     if row.state == "finished":
         result = {"result": follow_command(Path(row.run))}
-        measured = (RunFolder(row.run).summary() or {}).get("measured")  # there are no weights to evaluate
-        return result if measured else result | {"evaluate": f"python -m hrdc_hpc.evaluate {run}"}
+        if measurement.is_there(Path(row.run)):  # there are no weights to evaluate
+            study = Path(row.run).parent
+            return result | ({"report": report_command(study)} if is_sweep(study) else {})
+        return result | {"evaluate": f"python -m hrdc_hpc.evaluate {run}"}
     commands = {} if row.state == "prepared" else {"output": f"python -m hrdc_hpc.status logs {run}"}
     return commands | {"resume": f"python -m hrdc_hpc.launch --resume {run}"}
 

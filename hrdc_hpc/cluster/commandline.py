@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -120,15 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", metavar="RUN", help="go on with a run folder, by its own config, as launched before"
     )
     parser.add_argument("--cluster", choices=["slurm", "local"], help="local: train on this machine (default: slurm)")
-    for field, (flag, kind, text) in CLUSTER_FLAGS.items():
-        parser.add_argument(flag, dest=field, type=kind, help=text)
-    sbatch_help = "any other sbatch option by its long name; KEY=false leaves out one of ours; may be repeated"
-    parser.add_argument("--sbatch", action="append", metavar="KEY=VALUE", help=sbatch_help)
-    parser.add_argument(
-        "--setup", action="append", metavar="LINE", help="shell line that runs on the node first; may be repeated"
-    )
-    parser.add_argument("--name", help="the run's folder below --out-dir")
-    parser.add_argument("--out-dir", help="where run folders are made")
+    add_shared(parser)
     parser.add_argument(
         "--sweep", nargs="+", metavar="KEY=VALUE,VALUE",
         help="all combinations as one array, a run folder each; or a YAML file of keys with lists; overrides go in"
@@ -156,9 +148,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def overrides(args: argparse.Namespace) -> list[str]:
-    """All flags as config overrides; those without a key of their own come last, as on every command line."""
-    found = {f"cluster.{field}": getattr(args, field) for field in CLUSTER_FLAGS}
+def add_shared(parser: argparse.ArgumentParser, but: Container[str] = ()) -> None:
+    """Add the flags of every command that submits, all but those of the fields `but`; `overrides` reads them."""
+    for field, (flag, kind, text) in CLUSTER_FLAGS.items():
+        if field not in but:
+            parser.add_argument(flag, dest=field, type=kind, help=text)
+    sbatch_help = "any other sbatch option by its long name; KEY=false leaves out one of ours; may be repeated"
+    parser.add_argument("--sbatch", action="append", metavar="KEY=VALUE", help=sbatch_help)
+    parser.add_argument(
+        "--setup", action="append", metavar="LINE", help="shell line that runs on the node first; may be repeated"
+    )
+    parser.add_argument("--name", help="the run's folder below --out-dir")
+    parser.add_argument("--out-dir", help="where run folders are made")
+
+
+def overrides(args: argparse.Namespace, but: Container[str] = ()) -> list[str]:
+    """All flags, but for those of the fields `but` of the section cluster, as config overrides.
+
+    Those without a key of their own come last, as on every command line.
+    """
+    found = {f"cluster.{field}": getattr(args, field) for field in CLUSTER_FLAGS if field not in but}
     found |= {"name": args.name, "out_dir": args.out_dir, "cluster.setup": args.setup}
     for option in args.sbatch or ():
         key, separator, value = option.partition("=")

@@ -261,6 +261,11 @@ def resubmit_command(sweep: Path) -> str:
     return f"python -m hrdc_hpc.launch --resubmit-failed {shlex.quote(str(sweep))}"
 
 
+def report_command(study: Path) -> str:
+    """Return the command that writes the report of a scaling study anew."""
+    return f"python -m hrdc_hpc.scaling report {shlex.quote(str(study))}"
+
+
 def _replace_config(folder: RunFolder, text: str) -> None:
     """Keep the old text as config-<n>.yaml, then put the new one in place; a kill in between leaves a whole config."""
     number = 1 + sum(1 for _ in folder.path.glob("config-*.yaml"))

@@ -229,7 +229,7 @@ def follow(path: Path, members: Sequence[Member], more: Callable[[int], bool] = 
             raise
         say(f"\nthe sweep goes on; follow it:  {runs.follow_command(path)}")
         return Exit.LEFT
-    return tell(path, watch)
+    return tell(path, watch, measured=any(member.config.measure for member in members))
 
 
 def watch_to_the_end(watch: Watch, more: Callable[[int], bool] = nothing_more) -> None:
@@ -251,14 +251,15 @@ def watch_to_the_end(watch: Watch, more: Callable[[int], bool] = nothing_more) -
         display.close()
 
 
-def tell(path: Path, watch: Watch) -> int:
-    """Print the results and the ends of those that have none; the exit code."""
-    rows = sweep_results.result_rows(path)
-    print_table(sweep_results.table(rows, f"sweep {path.name}"))
-    try:
-        write_text_durably(path / "results.md", sweep_results.markdown(rows))
-    except OSError as error:  # somebody else's sweep may be followed too
-        say(f"results.md is not written: {error}")
+def tell(path: Path, watch: Watch, *, measured: bool = False) -> int:
+    """Print the results and the ends of those that have none; the exit code.
+
+    `measured`: whether it is a scaling study, which has a report of its own.
+    """
+    if measured:
+        say(f"report of the study: {runs.report_command(path)}")
+    else:
+        _tell_results(path)
     failed = [one for one in watch.elements if not one.finished]
     for one in failed[:_FAILURES_SHOWN]:
         if one.job is None:
@@ -269,5 +270,14 @@ def tell(path: Path, watch: Watch) -> int:
         say(f"... and {len(failed) - _FAILURES_SHOWN} more did not finish")
     if failed:
         say(f"{len(failed)} of {len(watch.elements)} did not finish; again:  {runs.resubmit_command(path)}")
-    say(f"sweep folder: {path}")
+    say(f"{'study' if measured else 'sweep'} folder: {path}")
     return Exit.FAILED if failed else Exit.DONE
+
+
+def _tell_results(path: Path) -> None:
+    rows = sweep_results.result_rows(path)
+    print_table(sweep_results.table(rows, f"sweep {path.name}"))
+    try:
+        write_text_durably(path / "results.md", sweep_results.markdown(rows))
+    except OSError as error:  # somebody else's sweep may be followed too
+        say(f"results.md is not written: {error}")

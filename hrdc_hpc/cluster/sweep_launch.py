@@ -35,17 +35,18 @@ def launch(args: argparse.Namespace, command: Sequence[str]) -> int:
     )  # fmt: skip
     if sweep.is_sweep(asked.path):
         sweep.extended(sweep.read(asked.path), asked)  # refuses another grid
-    return _launch(args, asked, members, command)
+    return carry_out(args, asked, members, command)
 
 
 def resubmit(args: argparse.Namespace, command: Sequence[str]) -> int:
     """Submit the elements of a sweep that ended without finishing; the exit code."""
     there = sweep.read(Path(args.resubmit_failed).absolute())
     given = commandline.overrides(args)
-    return _launch(args, there, sweep_members.of_sweep(there, given), command)
+    return carry_out(args, there, sweep_members.of_sweep(there, given), command)
 
 
-def _launch(args: argparse.Namespace, asked: Sweep, members: Sequence[Member], command: Sequence[str]) -> int:
+def carry_out(args: argparse.Namespace, asked: Sweep, members: Sequence[Member], command: Sequence[str]) -> int:
+    """Do with a sweep what the command line says: show, prepare, submit or run it, and follow it; the exit code."""
     if args.cluster == "local" and not (args.wait or args.dry_run or args.prepare):
         raise ValueError(
             "a sweep on this machine is run by this command, to its end: add --wait (in tmux, or behind nohup, it"

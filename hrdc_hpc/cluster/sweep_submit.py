@@ -94,10 +94,11 @@ def submit(
         if prepare_only:
             say(f"prepared {there.path}; submit it with: {runs.resubmit_command(there.path)}")
             return
-        _submit_arrays(there, _within_limit(there, todo), waits)
+        submit_arrays(there, within_limit(there, todo), waits)
+        say(f"sweep folder: {there.path}")
 
 
-def _within_limit(there: Sweep, members: list[Member]) -> list[Member]:
+def within_limit(there: Sweep, members: list[Member]) -> list[Member]:
     """As many as may be queued; says how the others get their turn."""
     limit = limits.submit_limit()
     if limit is None:
@@ -117,7 +118,11 @@ def _within_limit(there: Sweep, members: list[Member]) -> list[Member]:
     return members[:limit]
 
 
-def _submit_arrays(there: Sweep, members: Sequence[Member], waits: Waits) -> None:
+def submit_arrays(there: Sweep, members: Sequence[Member], waits: Waits) -> Sweep:
+    """Submit claimed and prepared elements as few arrays; the sweep with these, as it is written down.
+
+    Raises SubmissionRefused; what was taken before is written down.
+    """
     job_ids: list[str] = []
     for asks, group, part in arrays(there, members):
         number = next_number(there.path)
@@ -138,7 +143,7 @@ def _submit_arrays(there: Sweep, members: Sequence[Member], waits: Waits) -> Non
             sweep.write(there)
         late = "" if after is None else f", once array {after} has ended"
         say(f"array {job_ids[-1]}: {part.count} elements, {part.throttle} at a time{late}, are in the queue")
-    say(f"sweep folder: {there.path}")
+    return there
 
 
 def _submit_one(

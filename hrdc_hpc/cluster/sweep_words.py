@@ -26,35 +26,34 @@ def table(verdicts: Sequence[Verdict]) -> str:
     return "\n".join([*lines, f"{len(verdicts)} elements: {', '.join(f'{n} {words[act]}' for n, act in counts if n)}"])
 
 
-def _asked(cluster: Cluster) -> tuple[int, int, str]:
+def asked(cluster: Cluster) -> tuple[int, int, str]:
     """Most nodes of an element, and of what how much on each: GPUs, or CPU cores where no GPU is asked for."""
     cpus = ranks_per_node(cluster) * cluster.cpus_per_rank
     _, nodes = node_range(cluster.nodes)
     return (nodes, cluster.gpus_per_node, "GPU") if cluster.gpus_per_node else (nodes, cpus, "CPU")
 
 
-def _hours(members: Sequence[Member]) -> float:
+def hours(members: Sequence[Member]) -> float:
     """The most hours that the elements can use until their first time limits."""
-    asked = ((*_asked(member.config.cluster), member.config.cluster.time_min) for member in members)
-    return sum(nodes * each * minutes / 60 for nodes, each, _, minutes in asked)
+    found = ((*asked(member.config.cluster), member.config.cluster.time_min) for member in members)
+    return sum(nodes * each * minutes / 60 for nodes, each, _, minutes in found)
 
 
 def cost(members: Sequence[Member]) -> str:
     """One line: how much the elements can use, as the first of them asks for it."""
     cluster = members[0].config.cluster
-    nodes, each, what = _asked(cluster)
+    nodes, each, what = asked(cluster)
     at_once = min(len(members), cluster.array_parallelism)
     return (
         f"{len(members)} elements x {nodes} nodes x {each} {what}s x {cluster.time_min} minutes"
-        f" = at most {_hours(members):.4g} {what}-hours, {at_once} elements at a time"
+        f" = at most {hours(members):.4g} {what}-hours, {at_once} elements at a time"
     )
 
 
 def confirm(members: Sequence[Member], yes: bool) -> None:
     """Ask before a large sweep. Raises ValueError if the answer is no, or nobody is there to give one."""
     cluster = members[0].config.cluster
-    hours = _hours(members)
-    if yes or (len(members) <= cluster.ask_elements and hours <= cluster.ask_hours):
+    if yes or (len(members) <= cluster.ask_elements and hours(members) <= cluster.ask_hours):
         return
     limit = f"more than {cluster.ask_elements} elements or {cluster.ask_hours:g} hours (--ask-elements, --ask-hours)"
     if not sys.stdin.isatty():

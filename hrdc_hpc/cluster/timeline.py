@@ -25,21 +25,27 @@ def account_of(run: Path, *, waits: bool = False, works: bool = False, now: floa
         now: Unix seconds.
     """
     folder, now = RunFolder(run), time.time() if now is None else now
+    stays = stays_of(run, works=works)
+    saved = max((int(r["step"]) for stay in stays for r in stay.records if r["kind"] == "checkpoint"), default=0)
+    goes_on = None if works or folder.state() == "finished" else saved
+    submitted = [job.since for job in all_jobs(run)]
+    return account(stays, submitted, until=now if works or waits else None, saved_step=goes_on)
+
+
+def stays_of(run: Path, *, works: bool = False) -> list[Stay]:
+    """Return a run's attempts, oldest first. `works`: whether the newest is at work."""
+    folder = RunFolder(run)
     files = attempt_files(folder)
     ends = _ends(folder)
     attempts = [attempt for attempt in read_attempts(folder) if "time" in attempt]
     stays: list[Stay] = []
-    saved = 0
     for i, attempt in enumerate(attempts):
         number, path = attempt["attempt"], files.get(attempt["attempt"])
         records = [r for r in json_lines(path.read_bytes()) if "kind" in r] if path else []
-        saved = max([saved, *(int(record["step"]) for record in records if record["kind"] == "checkpoint")])
         following = attempts[i + 1]["time"] if i + 1 < len(attempts) else float("inf")
         ended = None if works and following == float("inf") else _ended(attempt, records, ends, following)
         stays.append(Stay(number, records, float(attempt["info"].get("started", attempt["time"])), ended))
-    goes_on = None if works or folder.state() == "finished" else saved
-    submitted = [job.since for job in all_jobs(run)]
-    return account(stays, submitted, until=now if works or waits else None, saved_step=goes_on)
+    return stays
 
 
 def _ended(

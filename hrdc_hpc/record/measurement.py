@@ -115,6 +115,11 @@ def write(run: Path, found: Measurement) -> None:
     write_json_durably(run / "report" / FILE, {"version": _VERSION, **asdict(found)})
 
 
+def is_there(run: Path) -> bool:
+    """Whether the run measured, to its end."""
+    return (run / "report" / FILE).is_file()
+
+
 def read(run: Path) -> Measurement | None:
     """Read it; None if there is none. Raises ValueError for one of another version."""
     file = run / "report" / FILE

@@ -6,31 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from launching import CONFIG, SBATCH, SCONTROL, SQUEUE, launch
+from launching import hostile_place, launch, make_believe_slurm
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Working directory with a config, whose name is hostile, on a machine without SLURM."""
-    folder = tmp_path / 'it\'s "a" $HOME folder'
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("PATH", "/nowhere")
-    (folder / "small.yaml").write_text(CONFIG)
-    return folder
+    return hostile_place(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def slurm(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder of a make-believe SLURM that is on the PATH: what sbatch was given, what squeue is to say."""
-    folder = place.parent / "slurm"
-    folder.mkdir()
-    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scontrol", SCONTROL)):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setenv("FAKE", str(folder))
-    return folder
+    return make_believe_slurm(place, monkeypatch)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 import hrdc_hpc
 from hrdc_hpc.launch import main
 
@@ -39,6 +41,28 @@ SUMMARY = {
     "step": 8, "epoch": 2, "primary": "fused", "accuracy_ema": None,
     "accuracy": {"fused": {"overall": 0.5, "many": 0.75, "medium": 0.5, "few": 0.25}},
 }  # fmt: skip
+
+
+def hostile_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Go to a working directory with a config, whose name is hostile, on a machine without SLURM; the directory."""
+    folder = tmp_path / 'it\'s "a" $HOME folder'
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", "/nowhere")
+    (folder / "small.yaml").write_text(CONFIG)
+    return folder
+
+
+def make_believe_slurm(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a make-believe SLURM on the PATH; its folder: what sbatch was given, what squeue is to say."""
+    folder = place.parent / "slurm"
+    folder.mkdir()
+    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scontrol", SCONTROL)):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("FAKE", str(folder))
+    return folder
 
 
 def launch(*arguments: str) -> int:
