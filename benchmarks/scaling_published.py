@@ -184,7 +184,7 @@ def _row(
     papers: Mapping[str, Paper], nodes: int, gpus: int, batch: float, base: tuple[int, int, float]
 ) -> dict[str, Any]:
     one = papers["fp32"].predict(nodes, gpus, batch)
-    row: dict[str, Any] = asdict(one) | {
+    row: dict[str, Any] = {key: value for key, value in asdict(one).items() if key not in ("drawn_s", "noise")} | {
         "images_per_s": one.images_per_s, "images_per_s_low": one.low, "images_per_s_high": one.high,
         "gpu_hours_per_epoch": 437_513 / one.images_per_s * one.ranks / 3600,
     }  # fmt: skip

@@ -55,6 +55,16 @@ def find_profile(name: str) -> Path:
     raise ConfigError([f"no such cluster profile in {where}.{hint} Known: {', '.join(known)}"])
 
 
+def says(name: str, key: str) -> str | None:
+    """Return what a profile has for a key, as it is written; None if it has none, or there is no such profile."""
+    try:
+        profile = parse(read(find_profile(name)), Place(name, 1), Problems())
+    except ConfigError:
+        return None
+    value = profile.entries.get(key) if isinstance(profile, Table) else None
+    return value.text if isinstance(value, Scalar) and not value.is_null else None
+
+
 def apply(root: Table, problems: Problems) -> Table:
     """Return a run's config with what its cluster profile says beside it; what is wrong is noted in `problems`."""
     cluster = root.entries.get("cluster")

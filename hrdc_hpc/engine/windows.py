@@ -114,9 +114,10 @@ class Windows:
 
     def _timed(self, steps: int, *, resident: bool) -> Window:
         clock = self.parts.step.clock
-        before, began, starved_s = self.energy.joules(), time.perf_counter(), hardware.waited_for_core_s()
+        began, starved_s = time.perf_counter(), hardware.waited_for_core_s()
         if self.reads and not resident:
             self._forget_what_was_read_ahead()
+        before = self.energy.joules()
         self._take(self.told.warm_up, resident=resident)
         clock.restart()
         self._waited_s = 0.0

@@ -60,6 +60,7 @@ def _measure(args: argparse.Namespace, command: Sequence[str]) -> int:
     rows = plan.rows(sizes, form.repeats, study.with_folder(path))
     ask = args.cluster == "slurm" and shutil.which("sbatch") is not None
     asked = submit.order(args.cluster, args.cfg, measured, rows, form, ask=ask)
+    study.refuse_other_settings(path, training)
     if args.dry_run:
         submit.dry_run(args.cluster, asked, in_turn=args.in_turn)
         _complain_beforehand(asked, no_sbatch=args.cluster == "slurm" and not ask)

@@ -68,6 +68,8 @@ def launch(args: argparse.Namespace, command: Sequence[str]) -> int:
     wanted = curves.parse_wanted(args.to_accuracy)
     given = commandline.overrides(args)
     base = load(args.cfg, given)
+    if base.measure is not None:
+        raise ValueError(f"{_FLAG}: measure is set, but these runs train; take it out of {args.cfg} and the overrides")
     asked, members = plan(args.cfg, base, given, args.batches, args.repeats or 1, command)
     if sweep.is_sweep(asked.path):
         _refuse_other_studies(asked)
@@ -173,8 +175,15 @@ def report(folder: Path, wanted: Wanted | None = None) -> dict[str, Any]:
     if not is_study(folder):
         raise ValueError(f"{folder} is not a time-to-accuracy study (a sweep over {_BATCH} and {_SEED})")
     study = curves.read(sweep.read(folder), wanted or wanted_of(folder))
-    page = accuracy_report.write(study)
+    page: Path | None = None
+    trouble: OSError | None = None
+    try:
+        page = accuracy_report.write(study)
+    except OSError as error:  # somebody else's study may be looked at too
+        trouble = error
     accuracy_report.show_tables(study)
+    if trouble is not None:
+        raise OSError(f"the report above is not in {folder}: {trouble}") from trouble
     say(f"report: {page}")
     return accuracy_report.plain(study)
 

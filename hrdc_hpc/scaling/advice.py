@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from hrdc_hpc.record.figures import number
 from hrdc_hpc.scaling import cost, large_batch, words
+from hrdc_hpc.scaling.caveats import disturbed
 from hrdc_hpc.scaling.cost import Cost, Overhead
 from hrdc_hpc.scaling.rows import Mode, Size
 from hrdc_hpc.scaling.summary import Range, Summary, base_of, efficiency, summaries
@@ -104,10 +105,11 @@ def _expectations(view: StudyView, mode: Mode, done: Sequence[Summary]) -> list[
 
     def of(one: Predicted) -> Expected:
         rate = Range(median=one.images_per_s, low=one.low, high=one.high)
+        kept = _kept(one, base)
         return Expected(
             predicted=one,
-            speed_up=rate.times(1 / base[1]),
-            efficiency=rate.times(efficiency(1, one.size, base)),
+            speed_up=kept.times(one.size.ranks / base[0].ranks),
+            efficiency=kept,
             cost=cost.cost(view, one.size, rate, _overhead(done, one.size)),
             measured=rates.get(one.size),
         )
@@ -115,8 +117,21 @@ def _expectations(view: StudyView, mode: Mode, done: Sequence[Summary]) -> list[
     return [of(one) for one in predictions]
 
 
+def _kept(one: Predicted, base: tuple[Size, float]) -> Range:
+    """Efficiency of a predicted size."""
+    middle, low, high = (efficiency(rate, one.size, base) for rate in (one.images_per_s, one.low, one.high))
+    low = low if one.efficiency_low is None else one.efficiency_low
+    high = high if one.efficiency_high is None else one.efficiency_high
+    return Range(median=middle, low=min(low, middle), high=max(high, middle))
+
+
 def _with_sentences(view: StudyView, found: Advice) -> Advice:
-    said = [*_of_measured(view, found), *_of_predicted(view, found)]
+    doubt = (
+        ["The base was disturbed (see the warnings): do not rely on this advice."]
+        if disturbed(view, found.mode)
+        else []
+    )
+    said = [*doubt, *_of_measured(view, found), *_of_predicted(view, found)]
     best = found.most_expected or found.most
     price = (found.most_expected.cost if found.most_expected else found.costs.get(best.size)) if best else None
     if best and isinstance(price, Cost):
@@ -131,6 +146,8 @@ def _with_sentences(view: StudyView, found: Advice) -> Advice:
 
 def _of_measured(view: StudyView, found: Advice) -> list[str]:
     done = {one.size: one.efficiency for one in found.measured if one.efficiency is not None}
+    if view.on_paper:
+        return []
     if found.most is None or found.base is None:
         return ["Nothing has been measured in this mode yet."]
     sizes, most = list(done), found.most.size
@@ -148,16 +165,17 @@ def _of_measured(view: StudyView, found: Advice) -> list[str]:
             f" {words.percent_text(done[most])} and {times} times the throughput of {words.named(view, found.base)}."
         ]
         said.append(f"Larger: {has[larger[0]]}." if larger else "Nothing larger was measured.")
+    more = []
     if done[most].low < view.wanted - _ROUNDING:
-        said.append(f"One of its repeats is below {wanted}: a close call.")
+        more.append(f"One of its repeats is below {wanted}: a close call.")
     below = [size for size in sizes[: sizes.index(most)] if done[size].median < view.wanted - _ROUNDING]
     if below:
-        said.append(f"Smaller sizes are below {wanted} ({words.listed(view, below)}): look for the reason first.")
+        more.append(f"Smaller sizes are below {wanted} ({words.listed(view, below)}): look for the reason first.")
     rates = {one.size: one.rate.median for one in found.measured if one.rate is not None}
     fastest = max(sizes, key=lambda size: rates[size])
     if rates[fastest] > _CLEARLY * rates[sizes[-1]]:
-        said.append(f"Throughput is highest on {words.named(view, fastest)}: more make it slower.")
-    return [" ".join(said), *_price(view, found)]
+        more.append(f"Throughput is highest on {words.named(view, fastest)}: more make it slower.")
+    return [" ".join(said), *more, *_price(view, found)]
 
 
 def _price(view: StudyView, found: Advice) -> list[str]:
@@ -168,7 +186,7 @@ def _price(view: StudyView, found: Advice) -> list[str]:
     epochs = words.counted(view.config.optim.epochs, "epoch")
     if isinstance(price, str):
         return [f"No time for {epochs}: {price}."]
-    said = f"{epochs} then take {_costs(view, price)}"
+    said = f"{epochs} take {_costs(view, price)} on {words.named(view, found.most.size)}"
     if isinstance(base, Cost) and found.most.size != found.base:
         said += f", against {_costs(view, base)} on {words.named(view, found.base)}"
     return [said + ". Evaluation and waiting in the queue are not in it."]
@@ -176,7 +194,8 @@ def _price(view: StudyView, found: Advice) -> list[str]:
 
 def _costs(view: StudyView, price: Cost) -> str:
     limit = cost.time_limit_min(view)
-    jobs = f" in {words.counted(price.jobs, 'job')} of {words.time_text(60 * limit)}" if price.jobs and limit else ""
+    several = price.jobs is not None and price.jobs > 1 and limit
+    jobs = f" in {price.jobs} jobs of {words.time_text(60 * limit)}" if several and limit else ""
     hours = number(price.gpu_hours.median)
     return f"{words.time_text(3600 * price.hours.median)}{jobs} and {hours} {words.worker(view)}-hours"
 
@@ -188,29 +207,42 @@ def _of_predicted(view: StudyView, found: Advice) -> list[str]:
     if not beyond:
         return []
     wanted, most = f"{100 * view.wanted:g} %", found.most_expected
+    how = "On paper" if view.on_paper else "Predicted, not measured"
     if most is None:
-        first = beyond[0]
-        return [
-            f"Predicted, not measured: no larger size keeps {wanted}; {words.named(view, first.size)} would have"
-            f" {words.percent_text(first.efficiency)}."
+        return [f"{how}: no larger size keeps {wanted}; {_would_have(view, beyond[0])}."]
+    next_one = beyond[beyond.index(most) + 1] if most is not beyond[-1] else None
+    if most.size == found.base:
+        lone = f"only {words.named(view, most.size)} was asked for: give more sizes to compare"
+        none = f"no size above {words.named(view, most.size)} keeps {wanted}"
+        said = [f"{how}: {none}; {_would_have(view, next_one)}." if next_one else f"{how}: {lone}."]
+    else:
+        largest_one = "; larger was not predicted" if next_one is None else f"; {_would_have(view, next_one)}"
+        said = [
+            f"{how}: up to {words.named(view, most.size)} would keep {wanted}, with"
+            f" {words.percent_text(most.efficiency)}{largest_one}."
         ]
-    said = [
-        f"Predicted, not measured: up to {words.named(view, most.size)} would keep {wanted}, with"
-        f" {words.percent_text(most.efficiency)}."
-    ]
-    if most is beyond[-1]:
-        said.append("It is the largest that was predicted.")
-    if most.efficiency.low < view.wanted:
-        said.append(f"The range reaches below {wanted}: measure it before you rely on it.")
+    return [" ".join(said), *_doubts(view, most), *_price_of(view, most, measured=bool(largest))]
+
+
+def _would_have(view: StudyView, one: Expected) -> str:
+    return f"{words.named(view, one.size)} would have {words.percent_text(one.efficiency)}"
+
+
+def _doubts(view: StudyView, most: Expected) -> list[str]:
+    said = []
+    if most.efficiency.low < view.wanted - _ROUNDING:
+        said.append(f"The range reaches below {100 * view.wanted:g} %: measure it before you rely on it.")
     if most.predicted.extrapolated:
         said.append("It lies far beyond what was measured: the range itself is a guess.")
-    if isinstance(most.cost, Cost):
-        said.append(f"{words.counted(view.config.optim.epochs, 'epoch')} would take {_costs(view, most.cost)}.")
-        if not largest:
-            said.append("Start-up and checkpoints are not in it: none was measured.")
-    else:
-        said.append(f"But: {most.cost}.")
-    return [" ".join(said)]
+    return [" ".join(said)] if said else []
+
+
+def _price_of(view: StudyView, most: Expected, *, measured: bool) -> list[str]:
+    if not isinstance(most.cost, Cost):
+        return [f"No time for {words.named(view, most.size)}: {most.cost}."]
+    epochs = words.counted(view.config.optim.epochs, "epoch")
+    without = "" if measured else " Start-up, checkpoints and evaluation are not in it."
+    return [f"{epochs} would take {_costs(view, most.cost)} on {words.named(view, most.size)}.{without}"]
 
 
 def _of_limits(view: StudyView, size: Size) -> list[str]:

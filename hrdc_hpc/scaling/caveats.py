@@ -5,12 +5,14 @@ The first is the heaviest: nodes that share a machine show the method, never sca
 
 from __future__ import annotations
 
+import re
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 from hrdc_hpc.cluster.overview import GOING
 from hrdc_hpc.record.measurement import Measurement
 from hrdc_hpc.scaling import words
-from hrdc_hpc.scaling.rows import Row, Size
+from hrdc_hpc.scaling.rows import Mode, Row, Size
 from hrdc_hpc.scaling.summary import Summary, base_of, summaries
 from hrdc_hpc.scaling.view import StudyView
 
@@ -18,6 +20,13 @@ _COMING = ("prepared", *GOING)
 """States of rows that may still bring figures."""
 _SPREAD = 0.1
 """By which repeats, or most steps, may differ before the reader is told."""
+_TORN = 3.0
+"""Times the median step that 5 % of the base's steps may exceed."""
+_TOO_GOOD = 1.2
+"""An efficiency above it comes from a base that was disturbed."""
+_POOR = 0.1
+"""Median of the model's misses from which on it is not to be relied on."""
+_FIGURE = re.compile(r"\d+(?:\.\d+)?")
 _ALIKE: tuple[tuple[str, Callable[[Measurement], str]], ...] = (
     ("devices", lambda found: ", ".join(sorted({node.device for node in found.nodes}))),
     ("precision", lambda found: found.precision),
@@ -36,6 +45,8 @@ def caveats(view: StudyView) -> list[str]:
         dict.fromkeys(
             [
                 *filter(None, [one_machine(view)]),
+                *filter(None, [disturbed(view, mode) for mode in view.modes]),
+                *_misfit(view),
                 *_nothing(view, bool(found)),
                 *_processors(view, list(found.values())),
                 *_unfinished(view),
@@ -46,7 +57,7 @@ def caveats(view: StudyView) -> list[str]:
                 *_spread(view, measured),
                 *_resident(list(found.values())),
                 *view.warnings,
-                *_notes(list(found.values())),
+                *_notes([note for one in found.values() for note in one.notes]),
             ]
         )
     )
@@ -63,6 +74,42 @@ def one_machine(view: StudyView) -> str:
 
 def _together(machines: Sequence[str]) -> int:
     return max((machines.count(machine) for machine in machines if machine), default=0)
+
+
+def disturbed(view: StudyView, mode: Mode) -> str:
+    """Return why a mode's base cannot be believed, which every speed-up and efficiency is against; '' if it can."""
+    base = base_of(view, mode)
+    if base is None:
+        return ""
+    measured, name = summaries(view, mode), words.named(view, base[0])
+    own = next(one for one in measured if one.size == base[0])
+    if _is_torn(own):
+        return (
+            f"{mode}: the base itself, {name}, was disturbed: half of its steps take up to"
+            f" {words.time_text(own.p50_s or 0)}, but 5 % over {words.time_text(own.p95_s or 0)}. Measure it again:"
+            " no speed-up or efficiency here can be relied on."
+        )
+    odd = {one.size: one.efficiency.median for one in measured if one.efficiency}
+    odd = {size: kept for size, kept in odd.items() if kept > _TOO_GOOD}
+    if not odd:
+        return ""
+    return (
+        f"{mode}: an efficiency of {100 * max(odd.values()):,.0f} % ({words.listed(view, list(odd))}) cannot be: the"
+        f" base itself, {name}, was disturbed. Measure it again."
+    )
+
+
+def _is_torn(one: Summary) -> bool:
+    return bool(one.p50_s and one.p95_s and one.p95_s > _TORN * one.p50_s)
+
+
+def _misfit(view: StudyView) -> Iterator[str]:
+    missed = [abs(one.error) for one in view.fit.residuals] if view.fit else []
+    if missed and statistics.median(missed) > _POOR:
+        yield (
+            f"The model misses the measured runs by {100 * statistics.median(missed):.0f} % (median): do not rely on"
+            " what it predicts."
+        )
 
 
 def _nothing(view: StudyView, some: bool) -> Iterator[str]:
@@ -148,7 +195,9 @@ def _repeats(view: StudyView, measured: Sequence[Summary]) -> Iterator[str]:
 
 def _spread(view: StudyView, measured: Sequence[Summary]) -> Iterator[str]:
     differ = [one.size for one in measured if one.rate and one.rate.high - one.rate.low > _SPREAD * one.rate.median]
+    torn = {base[0] for mode in view.modes if disturbed(view, mode) and (base := base_of(view, mode))}
     uneven = [one.size for one in measured if one.p50_s and one.p95_s and one.p95_s > (1 + _SPREAD) * one.p50_s]
+    uneven = [size for size in uneven if size not in torn]
     if differ:
         yield f"Repeats differ by more than {100 * _SPREAD:g} % ({words.listed(view, differ)}): read the range."
     if uneven:
@@ -166,6 +215,13 @@ def _resident(found: Sequence[Measurement]) -> Iterator[str]:
         yield "Some rows read images, some used made-up ones that lie on the device: these do not compare."
 
 
-def _notes(found: Sequence[Measurement]) -> Iterator[str]:
-    for one in found:
-        yield from one.notes
+def _notes(notes: Sequence[str]) -> Iterator[str]:
+    """What the runs say themselves; of notes that differ in a figure only, the one with the largest."""
+    alike: dict[str, list[str]] = {}
+    for note in notes:
+        alike.setdefault(_FIGURE.sub("#", note), []).append(note)
+    for same in alike.values():
+        most = max(same, key=lambda note: [float(figure) for figure in _FIGURE.findall(note)])
+        others = len(same) if len(set(same)) > 1 else 0
+        said = f"{most[:1].upper()}{most[1:].rstrip('.')}"
+        yield f"{said} (the most of {others} runs that say so)." if others else f"{said}."

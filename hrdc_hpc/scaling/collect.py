@@ -51,7 +51,7 @@ def _why(run: Path, seen: Overview) -> str:
     job = last_job(run) if seen.state in OVER else None
     cause = root_cause(read_ends(run, job)) if job else None
     if cause is None:
-        return seen.word or seen.last_end or ""
+        return seen.word or (seen.last_end if seen.state in OVER else None) or ""
     who = "" if cause["rank"] is None else f"rank {cause['rank']} on {cause['host']}: "
     return f"{who}{cause['reason']}"
 

@@ -253,10 +253,14 @@ def _solve(problem: Problem) -> tuple[float, Fitted]:
         return float(found.cost), found.x, found.jac
 
     def beginnings() -> list[Array]:
+        found = [start]
+        if "shared_image_s" in problem.names:  # also where it limits all: where it limits none no row pulls at it
+            at = problem.names.index("shared_image_s")
+            found.append(np.where(np.arange(len(start)) == at, start + math.log(believed.ROOM), start))
         if "overlap" not in problem.names or not (problem.load.ranks > 1).any():
-            return [start]
+            return found
         at = problem.names.index("overlap")
-        return [np.where(np.arange(len(start)) == at, math.log(share), start) for share in STARTS]
+        return [np.where(np.arange(len(start)) == at, math.log(share), one) for one in found for share in STARTS]
 
     _, place, jacobian = min((best(begin) for begin in beginnings()), key=lambda found: found[0])
     counts: dict[str, float] = {}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.scaling.fit import Fitted
 from hrdc_hpc.scaling.predict import OnPaper, fit_rows
-from hrdc_hpc.scaling.prediction import Prediction
-from hrdc_hpc.scaling.rows import Mode, Row, Size
-from hrdc_hpc.scaling.view import Fit, Parameter, Predicted, Residual
+from hrdc_hpc.scaling.prediction import Prediction, efficiency
+from hrdc_hpc.scaling.rows import Mode, Row, Size, of_size
+from hrdc_hpc.scaling.view import Fit, Parameter, Predicted, Residual, order
 
 _FURTHER = (2, 4)
 """Times the most nodes that were measured, which are predicted where nobody says which."""
@@ -23,11 +24,11 @@ def model(
     `nodes`: as for `further`.
     """
     if not any(row.found for row in rows):
-        return None, [], ["Nothing was measured yet: there is no model of it."]
+        return None, [], []  # the report says by itself that there are no figures
     try:
         fitted = fit_rows(config, rows)
         sizes = [*dict.fromkeys(row.size for row in rows), *further(rows, nodes)]
-        return _fit(fitted, rows), [_predicted(size, _of(fitted, size)) for size in dict.fromkeys(sizes)], []
+        return _fit(fitted, rows), _all({size: _of(fitted, size) for size in sizes}, rows), []
     except ImportError as error:
         return None, [], [f"No model was fitted: {error} (pip install 'hrdc-hpc[report]')."]
     except ValueError as error:
@@ -61,10 +62,24 @@ def _of(fitted: Fitted, size: Size) -> Prediction:
     return fitted.predict(size.nodes, size.ranks_per_node, size.global_batch / size.ranks)
 
 
-def _predicted(size: Size, one: Prediction) -> Predicted:
+def _all(found: Mapping[Size, Prediction], rows: Sequence[Row] = ()) -> list[Predicted]:
+    """The sizes with their efficiency against the base of their mode: the smallest measured, or else predicted."""
+    done = [size for size in found if of_size(rows, size)]
+    bases: dict[Mode, Size] = {}
+    for size in sorted(found, key=order):
+        bases.setdefault(size.mode, min((one for one in done if one.mode == size.mode), key=order, default=size))
+    rates = {
+        mode: [rate for row in of_size(rows, base) if (rate := row.images_per_s) is not None]
+        for mode, base in bases.items()
+    }
+    return [_predicted(size, one, found[bases[size.mode]], rates[size.mode]) for size, one in found.items()]
+
+
+def _predicted(size: Size, one: Prediction, base: Prediction, rates: Sequence[float]) -> Predicted:
+    _, low, high = efficiency(one, base, rates)
     return Predicted(
         size=size, step_s=one.step_s, images_per_s=one.images_per_s, low=one.low, high=one.high,
-        extrapolated=one.extrapolated, parts=one.parts,
+        extrapolated=one.extrapolated, efficiency_low=low, efficiency_high=high, parts=one.parts,
     )  # fmt: skip
 
 
@@ -87,5 +102,6 @@ def _fit(fitted: Fitted, rows: Sequence[Row]) -> Fit:
 
 def paper(sizes: Sequence[Size], found: OnPaper) -> tuple[Fit, list[Predicted]]:
     """Return a prediction on paper: what it rests on, and what is expected of each size."""
-    predicted = [_predicted(size, one) for size, one in zip(sizes, found.predictions, strict=True)]
-    return Fit(model="On paper: nothing was measured.", assumptions=list(found.assumptions)), predicted
+    predicted = _all(dict(zip(sizes, found.predictions, strict=True)))
+    fit = Fit(model="On paper: nothing was measured.", assumptions=list(found.assumptions))
+    return fit, [replace(one, extrapolated=False) for one in predicted]

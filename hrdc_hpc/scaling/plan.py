@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from hrdc_hpc.cluster.shape import ranks_per_node
+from hrdc_hpc.config import registry
 from hrdc_hpc.config.batch import refuse_unfit_batch
 from hrdc_hpc.config.nodes import node_range
 from hrdc_hpc.config.schema import Measure, RunConfig
@@ -204,8 +205,13 @@ def grid(rows: Sequence[Planned]) -> dict[str, list[str]]:
 
 
 def unfit(measured: RunConfig, size: Size) -> str:
-    """Why the batch cannot be cut for this size; '' if it can. The other sizes go on without it."""
+    """Why the batch cannot be had for this size; '' if it can. The other sizes go on without it."""
     batch, pieces = size.global_batch, measured.optim.accumulation
+    dataset = measured.data.dataset
+    file = registry.module("hrdc_hpc.data.datasets", dataset.name)
+    known = file.known(dataset.options or file.Options()) if hasattr(file, "known") else None
+    if known is not None and batch > known[1]:
+        return f"optim.global_batch: {batch} is more than the {known[1]} training images; take fewer images per rank"
     if batch < pieces:
         return f"optim.accumulation: {pieces} pieces of {batch} images; set it to at most {max(1, batch // size.ranks)}"
     try:

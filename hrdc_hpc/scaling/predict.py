@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hrdc_hpc.config import registry
+from hrdc_hpc.config import profiles, registry
 from hrdc_hpc.config.cluster import Device, Network
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.models.cost import Cost
 from hrdc_hpc.scaling import belief as believed
+from hrdc_hpc.scaling import loading
 from hrdc_hpc.scaling.belief import Belief, Beliefs
 from hrdc_hpc.scaling.fit import Fitted, fit
 from hrdc_hpc.scaling.model import Algorithm, Array, Load, Parameters, bytes_per_second, step_parts
@@ -98,6 +99,8 @@ class OnPaper:
     predictions: Sequence[Prediction]
     """In the order of the sizes."""
     assumptions: Sequence[str]
+    warnings: Sequence[str] = ()
+    """What a reader must know first."""
 
 
 def predict_on_paper(config: RunConfig, sizes: Sequence[Size], *, classes: int | None = None) -> OnPaper:
@@ -107,10 +110,26 @@ def predict_on_paper(config: RunConfig, sizes: Sequence[Size], *, classes: int |
     backbone, the method or the data set does not tell what is needed.
     """
     paper = on_paper(config, classes=classes)
+    found = [paper.predict(size.nodes, size.ranks_per_node, size.global_batch / size.ranks) for size in sizes]
+    loaded, short = loading.asked(config, found)
     return OnPaper(
-        predictions=[paper.predict(size.nodes, size.ranks_per_node, size.global_batch / size.ranks) for size in sizes],
-        assumptions=paper.assumptions,
+        predictions=found,
+        assumptions=[*paper.assumptions, *loaded],
+        warnings=[*_other_gpus(config, sizes), *short],
     )
+
+
+def _other_gpus(config: RunConfig, sizes: Sequence[Size]) -> list[str]:
+    """Tell where nodes are taken to have other GPUs than the profile says, as where the config has a number too."""
+    name, taken = config.cluster.profile, sorted({size.ranks_per_node for size in sizes})
+    has = profiles.says(name, "gpus_per_node") if name else None
+    if has is None or not has.isdecimal() or not taken or int(has) in taken:
+        return []
+    told = " and ".join(f"{number}" for number in taken)
+    return [
+        f"Nodes are taken to have {told} GPU{'s'[: taken != [1]]}, as the config or the command line says; those of the"
+        f" profile {name} have {has}. --gpus {has} predicts these."
+    ]
 
 
 def fit_rows(config: RunConfig, rows: Sequence[Row]) -> Fitted:
@@ -181,7 +200,7 @@ def of_device(config: RunConfig, device: Device, cost: Cost) -> dict[str, Belief
     best, worst = max(arithmetic, traffic), arithmetic + traffic
     update = (cost.traffic(1, half=device.half).bound - moved.bound) / memory
     profile = "the cluster profile"
-    loading = {
+    loads = {
         "node_image_s": device.images_per_s,
         "shared_image_s": device.images_per_s_shared,
     }
@@ -192,7 +211,7 @@ def of_device(config: RunConfig, device: Device, cost: Cost) -> dict[str, Belief
             math.sqrt(best * worst), math.hypot(math.log(worst / best) / 3.3, 0.1), "arithmetic and memory traffic"
         ),
         "noise": Belief(device.noise, 0.7, profile),
-        **{name: Belief(1 / rate, 0.15, profile) if rate else believed.UNLIMITED for name, rate in loading.items()},
+        **{name: Belief(1 / rate, 0.15, profile) if rate else believed.UNLIMITED for name, rate in loads.items()},
     }
 
 
@@ -212,7 +231,8 @@ def _cost(config: RunConfig, classes: int | None) -> tuple[Cost, str]:
         if not hasattr(file, has):
             raise ValueError(f"{key}: {name} does not say what it costs (no `{has}` in its file); measure one node")
     if classes is None:
-        known = dataset.known(config.data.dataset.options) if hasattr(dataset, "known") else None
+        options = config.data.dataset.options or dataset.Options()
+        known = dataset.known(options) if hasattr(dataset, "known") else None
         if known is None:
             raise ValueError(
                 f"data.dataset: {config.data.dataset.name} does not tell its number of classes without its files;"
@@ -234,11 +254,11 @@ def _assumptions(
     config: RunConfig, device: Device, network: Network, beliefs: Beliefs, gradients: float, messages: int
 ) -> list[str]:
     images = 1 / beliefs["image_s"].centre
-    loading = "Loading keeps up."
+    loads = []
     if device.images_per_s or device.images_per_s_shared:
         rates = (("a node", device.images_per_s), ("all nodes together", device.images_per_s_shared))
         told = " and ".join(f"{rate:,.0f} images/s for {whose}" for whose, rate in rates if rate)
-        loading = f"Loading gives {told}, beside the rest."
+        loads = [f"Loading gives {told}, beside the rest."]
     return [
         f"{device.name}: {device.tflops:g} TFLOP/s of which large products reach {device.tflops_share:.0%},"
         f" {device.memory_gbyte_per_s:g} GB/s of which {device.memory_share:.0%} are had; at most {images:,.0f}"
@@ -250,8 +270,9 @@ def _assumptions(
         f"{gradients / 1e6:.0f} MB of gradients ({config.compute.gradients}) in {messages} buckets; communication hides"
         f" behind {believed.OVERLAP.centre:.0%} of compute, that of the last bucket behind nothing.",
         f"A rank's steps differ by {device.noise:.1%}, and all wait for the slowest.",
-        loading,
+        *loads,
         "Ranges hold what these assumptions leave open, not software or loading that fall short of them: of 14"
         " published runs 8 lie in theirs (benchmarks/scaling_published). Measure one node before a large job.",
-        "Not in it: evaluation, checkpoints, the start of a run, other jobs on the same network.",
+        f"Not in it: {'loading, ' if loading.is_open(config) else ''}evaluation, checkpoints, the start of a run, other"
+        " jobs on the same network.",
     ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,6 +37,10 @@ class Prediction:
     """Loading of a step's images, which goes on beside the rest."""
     extrapolated: bool = False
     """Beyond four times the largest size that was measured, or nothing was."""
+    drawn_s: Array = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+    """Draws of the step, [draws]; those of two sizes of one model belong together, one by one."""
+    noise: Array = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+    """Draws of the logarithm of a measured step over the model's, [draws]."""
 
     @property
     def ranks(self) -> int:
@@ -102,7 +107,36 @@ def predict(
         step_high_s=max(float(high), step),
         **_seconds(middle),
         extrapolated=extrapolated,
+        drawn_s=np.broadcast_to(around.step, noise.shape),
+        noise=noise,
     )
+
+
+def efficiency(one: Prediction, base: Prediction, rates: Sequence[float] = ()) -> tuple[float, float, float]:
+    """Return images per second and rank over those of the base, and the range of that about nine times in ten.
+
+    What is not known of both alike cancels, for draws of both are divided one by one.
+
+    Args:
+        one: a size.
+        base: the size that it is compared with, of the same model.
+        rates: images per second of the base's measured runs: efficiency is then against their median, and the range
+            also holds what another choice of them, and a run of the size, would change. Without: the model's alone.
+    """
+    alone = one.batch_per_rank / one.step_s * base.step_s / base.batch_per_rank
+    drawn = one.batch_per_rank / one.drawn_s * base.drawn_s / base.batch_per_rank
+    middle = alone
+    if rates:
+        rng = np.random.default_rng(3)
+        median = statistics.median(rates)
+        middle = one.images_per_s / one.ranks / (median / base.ranks)
+        if len(rates) > 1:
+            again = np.median(rng.choice(rates, (len(drawn), len(rates))), axis=1) / median
+        else:  # how far apart its repeats would be is not known, but how far runs are from the model
+            again = np.exp(-rng.permutation(base.noise))
+        drawn = drawn * middle / alone * np.exp(-one.noise) / again
+    low, high = np.percentile(drawn, (LOW, HIGH))
+    return middle, min(float(low), middle), max(float(high), middle)
 
 
 def _seconds(parts: Parts) -> dict[str, float]:

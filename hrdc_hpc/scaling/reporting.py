@@ -54,17 +54,41 @@ def on_paper(
     `classes`: of the data set, where it does not say so itself. Raises ValueError where the profile, the backbone or
     the data set does not tell what is needed.
     """
-    fit, predictions = modelled.paper(sizes, predict_on_paper(config, sizes, classes=classes))
+    sizes, without = _with_images(sizes)
+    found = predict_on_paper(config, sizes, classes=classes)
+    fit, predictions = modelled.paper(sizes, found)
     view = StudyView(
-        name=f"{config.name} on paper", config=config, train_images=train_images(config), predictions=predictions,
-        fit=fit, limits=None, wanted=wanted, command=_typed(command), date=_now(),
+        name=config.name, config=config, train_images=train_images(config), predictions=predictions,
+        fit=fit, limits=None, wanted=wanted, command=_typed(command), date=_now(), warnings=[*found.warnings, *without],
     )  # fmt: skip
     _publish(view, folder)
 
 
+def _with_images(sizes: Sequence[Size]) -> tuple[list[Size], list[str]]:
+    """Sizes in which each rank has an image, and what is said of the others. ValueError if there are only others."""
+    kept = [size for size in sizes if size.global_batch >= size.ranks]
+    lost = [size for size in sizes if size not in kept]
+    if not lost:
+        return kept, []
+    said = (
+        f"a global batch of {lost[0].global_batch:,} images leaves ranks without any from"
+        f" {lost[0].nodes:,} node{'s'[: lost[0].nodes != 1]} of {lost[0].ranks_per_node} on"
+    )
+    if not kept:
+        raise ValueError(f"--mode {lost[0].mode}: {said}; raise --global-batch, or predict fewer nodes")
+    return kept, [f"Left out in {lost[0].mode} scaling: {said}."]
+
+
 def _publish(view: StudyView, folder: Path | None) -> None:
-    page = write_report(folder, view)[0] if folder else None
+    page: Path | None = None
+    trouble: OSError | None = None
+    try:
+        page = write_report(folder, view)[0] if folder else None
+    except OSError as error:  # somebody else's study may be looked at too, and a disk may be full
+        trouble = error
     tell(view)
+    if trouble is not None:
+        raise OSError(f"the report above is not in {folder}: {trouble}") from trouble
     if page:
         say(f"report: {page}")
 
@@ -81,7 +105,7 @@ def train_images(config: RunConfig) -> int | None:
     """Training images of an epoch; None where the data set cannot be asked, as on a login node without its files."""
     file = registry.module("hrdc_hpc.data.datasets", config.data.dataset.name)
     options = config.data.dataset.options if config.data.dataset.options is not None else file.Options()
-    known = file.known(options)
+    known = file.known(options) if hasattr(file, "known") else None
     try:
         images = known[1] if known else len(file.open(options, "train", config.data.on_bad_image, trust_cache=True))
     except (ValueError, OSError, ImportError, RuntimeError):

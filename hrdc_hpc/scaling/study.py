@@ -14,6 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hrdc_hpc.cluster import find_runs, sweep
+from hrdc_hpc.config.compare import differences
+from hrdc_hpc.config.load import loads
+from hrdc_hpc.config.schema import RunConfig
+from hrdc_hpc.record import measurement
 from hrdc_hpc.record.files import write_json_durably
 from hrdc_hpc.scaling.plan import Planned
 from hrdc_hpc.scaling.rows import Size
@@ -53,7 +57,10 @@ def read(path: Path) -> Study:
     file = path / _FILE
     if not file.is_file():
         raise ValueError(f"{path} is not the folder of a scaling study (no {_FILE}){_hint(path)}")
-    value = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not whole ({error}); remove it: the study's command writes it anew") from error
     if value.get("version") != _VERSION:
         raise ValueError(f"{file}: version {value.get('version')!r}; this code knows {_VERSION}: use that of the study")
     rows = [Planned(size=Size(**row["size"]), repeat=row["repeat"], run=row["run"]) for row in value["rows"]]
@@ -87,6 +94,25 @@ def with_folder(path: Path) -> list[Planned]:
         return []
     there = read(path)
     return [row for row in there.rows if there.folder(row).exists()]
+
+
+def refuse_other_settings(path: Path, training: RunConfig) -> None:
+    """Refuse to add to a study that has figures of a run that learns otherwise: both would not go together.
+
+    Raises ValueError with the differences.
+    """
+    if not is_study(path) or training.checkpoint.accept_changes:
+        return
+    there = read(path)
+    if not any(measurement.is_there(there.folder(row)) for row in there.rows):
+        return
+    found = differences(loads(there.config, place=f"{path}/{_FILE}"), training)
+    if semantic := [f"  {change}" for change in found if not change.operational]:
+        shown = "\n".join(semantic)
+        raise ValueError(
+            f"{path} has figures of other settings of what is learnt (there -> now):\n{shown}\nFigures of both would"
+            " not go together: give this study another --name, or take back the change"
+        )
 
 
 def others(there: Study, rows: Sequence[Planned]) -> list[Planned]:

@@ -243,9 +243,11 @@ def _submit(asked: Order, make: Callable[[], Study], command: Sequence[str], *, 
     with sweep_submit.claimed(_sweep(asked, command, ())) as (there, claim):
         made = make()
         study.write(made)
-        after: str | None = None
         for group in asked.groups():
             claim.renew()
+            # also after those of an earlier command; SLURM waits no longer for what it has forgotten
+            arrays = [str(taken["job_id"]) for taken in there.arrays] if in_turn else []
+            after = f"afterany:{':'.join(arrays)}" if arrays else None
             before = {member.run: last_job(member.run) for member in group}
             try:
                 there = _submit_size(there, group, manifest, after)
@@ -253,8 +255,6 @@ def _submit(asked: Order, make: Callable[[], Study], command: Sequence[str], *, 
                 refused |= {run.name: str(error) for run, job in before.items() if last_job(run) == job}
                 study.write(replace(made, refused={**made.refused, **refused}))
                 there = sweep.read(there.path)
-            else:
-                after = f"afterany:{there.arrays[-1]['job_id']}" if in_turn and there.arrays else None
         if not asked.there and all(member.element.name in refused for member in asked.todo):
             raise submission.SubmissionRefused("\n".join(["nothing could be submitted:", *_lines(refused)]))
     say(f"study folder: {asked.path}")

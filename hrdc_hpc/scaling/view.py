@@ -28,7 +28,11 @@ class Predicted:
     """Images per second; the truth is between low and high about nine times in ten."""
     high: float
     extrapolated: bool = False
-    """So far beyond what was measured that the range itself is a guess."""
+    """So far beyond what was measured that the range itself is a guess; not on paper, where assumptions make it."""
+    efficiency_low: float | None = None
+    """Against the mode's base, 0 to 1: the range is that of the ratio, in which what both share cancels."""
+    efficiency_high: float | None = None
+    """None: not known, and the range of the images per second is taken."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Seconds of a step by part of the model, e.g. compute, data, exposed communication."""
 
@@ -108,6 +112,11 @@ class StudyView:
     """What the study itself has to say, beside what the rows tell, e.g. a model that could not be fitted and why."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Anything else that the JSON should hold, e.g. the fitted model's own values."""
+
+    @property
+    def on_paper(self) -> bool:
+        """Whether nothing was meant to be measured."""
+        return not self.rows
 
     @property
     def modes(self) -> list[Mode]:

@@ -17,8 +17,13 @@ MODES: dict[Mode, str] = {
 
 def worker(view: StudyView) -> str:
     """What a rank is to the reader: 'GPU', or 'rank' where there are none."""
-    on_gpus = any(row.found is not None and row.found.backend == "nccl" for row in view.rows)
-    return "GPU" if on_gpus or view.config.cluster.gpus_per_node else "rank"
+    found = [row.found for row in view.rows if row.found is not None]
+    if not found:
+        return "GPU" if view.config.cluster.gpus_per_node else "rank"
+    on_gpus = any(
+        one.backend == "nccl" or any(node.peak_device_bytes is not None for node in one.nodes) for one in found
+    )
+    return "GPU" if on_gpus else "rank"
 
 
 def within_a_node(view: StudyView) -> bool:

@@ -357,6 +357,12 @@ def test_a_wrong_command_line(place: Path, flags: dict[str, Any], words: str) ->
     assert not (place / "runs").exists()
 
 
+def test_runs_that_would_measure_are_refused(place: Path) -> None:
+    with pytest.raises(ValueError, match="measure is set, but these runs train"):
+        launch("measure.rounds=2")
+    assert not (place / "runs").exists()
+
+
 def test_another_sweep_is_not_added_to(place: Path) -> None:
     grid = {"seed": ["0", "1"]}
     (place / "runs" / "small-to-accuracy").mkdir(parents=True)

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from hrdc_hpc.config.cluster import Cluster
 from hrdc_hpc.record.measurement import Node
 from hrdc_hpc.scaling import words
 from hrdc_hpc.scaling.advice import Advice, advise
 from hrdc_hpc.scaling.caveats import caveats
 from hrdc_hpc.scaling.cost import Cost
+from hrdc_hpc.scaling.report.columns import prediction_records
 from hrdc_hpc.scaling.rows import Mode, Row, Size
 from hrdc_hpc.scaling.summary import percentile
-from hrdc_hpc.scaling.view import Limits, Predicted, StudyView
+from hrdc_hpc.scaling.view import Fit, Limits, Predicted, Residual, StudyView
 
 from made_studies import failed, inat, row, size
 
@@ -163,6 +163,30 @@ def test_predictions_are_against_the_measured_base_and_kept_apart() -> None:
     assert "the range itself is a guess" in text
 
 
+def test_the_range_of_a_predicted_efficiency_is_that_of_the_ratio() -> None:
+    """What is not known of the base either must not be told as a doubt of the efficiency."""
+    of = size("weak", 8)
+    wide = guess(of, 0.9 * 8 * 10240, 0.4)
+    by_rate = advise(study(*WEAK[:2], predictions=[wide]), "weak")
+    known = replace(wide, efficiency_low=0.88, efficiency_high=0.91)
+    found = advise(study(*WEAK[:2], predictions=[known]), "weak")
+    assert "reaches below 80 %" in said(by_rate)
+    assert "reaches below 80 %" not in said(found)
+    (one,) = found.expected
+    assert (one.efficiency.low, one.efficiency.median, one.efficiency.high) == pytest.approx((0.88, 0.9, 0.91))
+    assert one.speed_up.low == pytest.approx(8 * 0.88)
+    (record,) = prediction_records(study(*WEAK[:2], predictions=[known]), found)
+    assert record["efficiency_low_percent"] == pytest.approx(88)
+    assert record["images_per_s_low"] == pytest.approx(0.6 * 0.9 * 8 * 10240)
+
+
+def test_advice_from_a_disturbed_base_says_so() -> None:
+    assert said(advise(study(row(ONE, 1.696), row(TWO, 0.1)), "weak")).startswith("The base was disturbed")
+    assert "disturbed" not in said(advise(study(*WEAK), "weak"))
+    torn = study(row(ONE, 0.1, windows={"as_is": [[0.177] * 8 + [1.48] * 2]}))
+    assert not any("uneven" in line for line in caveats(torn)), "said twice"
+
+
 def test_predicted_sizes_that_do_not_keep_it_are_named() -> None:
     found = advise(study(*WEAK, predictions=[guess(size("weak", 8), 0.3 * 8 * 10240)]), "weak")
     assert found.most_expected is None
@@ -227,14 +251,26 @@ CAVEATS: dict[str, Callable[[], StudyView]] = {
     "Not all rows have the same devices": lambda: study(row(ONE, 0.1), _on(TWO, _node("a", "m", "B"), _node("b", "n"))),
     "Made-up images that lie on the device": lambda: study(row(ONE, 0.1, images="resident")),
     "Some rows read images, some used made-up ones": lambda: study(row(ONE, 0.1, images="resident"), row(TWO, 0.1)),
-    "figures of a CPU": lambda: study(
-        row(ONE, 0.1, backend="gloo"), config=replace(inat(), cluster=Cluster(gpus_per_node=0))
+    "ranks of a node share its cores": lambda: study(
+        row(ONE, 0.1, backend="gloo", nodes=[_node("a", "m", "AMD EPYC")])  # the config asks for GPUs; there were none
+    ),
+    "weak: the base itself, 4 GPUs, was disturbed: half of its steps take up to 177 ms, but 5 % over 1.48 s": (
+        lambda: study(row(ONE, 0.1, windows={"as_is": [[0.177] * 8 + [1.48] * 2]}))
+    ),
+    "weak: an efficiency of 1,696 % (2 nodes) cannot be: the base itself, 1 node (4 GPUs), was disturbed.": lambda: (
+        study(row(ONE, 1.696), row(TWO, 0.1))
+    ),
+    "The model misses the measured runs by 50 % (median): do not rely on what it predicts.": lambda: study(
+        row(ONE, 0.1), fit=Fit(model="m", residuals=[Residual(size=ONE, run="r", measured_s=0.1, fitted_s=0.15)])
+    ),
+    "Busy 53 % of 2 hours (the most of 3 runs that say so).": lambda: study(
+        *(row(ONE, 0.1, i, notes=[f"busy {share} % of 2 hours"]) for i, share in enumerate((6, 53, 7)))
     ),
     "1 row of 2 ended without figures (2 nodes)": lambda: study(row(ONE, 0.1), failed(TWO)),
     "1 row of 2 still to come": lambda: study(row(ONE, 0.1), failed(TWO, state="queued")),
     "weak: 1 node (4 GPUs) has no figures, so": lambda: study(failed(ONE), row(TWO, 0.1)),
     "No size has figures yet (2 rows: queued and failed)": lambda: study(failed(ONE, state="queued"), failed(TWO)),
-    "energy is not measured here": lambda: study(row(ONE, 0.1, notes=["energy is not measured here"])),
+    "Energy is not measured here.": lambda: study(row(ONE, 0.1, notes=["energy is not measured here"])),
     "the model is a poor fit": lambda: study(row(ONE, 0.1), warnings=["the model is a poor fit"]),
     "predictions on paper": lambda: study(predictions=[guess(ONE, 10240)]),
 }  # fmt: skip

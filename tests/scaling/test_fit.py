@@ -155,6 +155,14 @@ def test_a_shared_file_system_that_limits_is_found() -> None:
     assert fitted.predict(32, 4, 64).images_per_s == pytest.approx(8000, rel=0.1)
 
 
+def test_loading_that_grows_with_the_nodes_is_not_taken_to_end_soon() -> None:
+    slow = replace(TRUTH, node_image_s=1 / 2000)
+    fitted = fit(made([(1, 4, 64), (2, 4, 64)], np.random.default_rng(0), truth=slow))
+    many = fitted.predict(16, 4, 64)
+    assert many.images_per_s == pytest.approx(16 * 2000, rel=0.1)
+    assert many.low < 0.7 * many.images_per_s, "but it may: what all nodes share is not known"
+
+
 def test_rows_without_pairs_or_sweeps_still_give_a_fit() -> None:
     rows = [replace(row, compute_s=None, busy_s=None, all_reduces=()) for row in made(SIZES, np.random.default_rng(0))]
     fitted = fit(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from hrdc_hpc.scaling.model import (
     Algorithm,
+    Array,
     Load,
     Parameters,
     all_reduce_s,
@@ -19,6 +21,7 @@ from hrdc_hpc.scaling.model import (
     step_parts,
     with_rate,
 )
+from hrdc_hpc.scaling.prediction import Prediction, efficiency
 
 PARAMETERS = Parameters(
     fixed_s=0.01, image_s=0.001, inside_latency_s=3e-6, inside_s_per_byte=1 / 200e9, between_latency_s=1e-5,
@@ -121,3 +124,30 @@ def test_what_was_measured_goes_before_the_law() -> None:
     parts = step_parts(PARAMETERS, LOAD, "ring", measured_compute=0.2, measured_data=np.nan)
     assert parts.compute == 0.2
     assert parts.data == 0
+
+
+def _made(nodes: int, step_s: float, drawn_s: Array, noise: Array) -> Prediction:
+    return Prediction(
+        nodes=nodes, ranks_per_node=1, batch_per_rank=100, step_s=step_s, step_low_s=step_s, step_high_s=step_s,
+        compute_s=step_s, straggler_s=0, exposed_s=0, wait_s=0, communication_s=0, data_s=0, drawn_s=drawn_s,
+        noise=noise,
+    )  # fmt: skip
+
+
+def test_what_two_sizes_share_cancels_in_their_efficiency_and_what_runs_differ_by_does_not() -> None:
+    """The device may be much slower or faster; all that is known of the larger size is that it takes 1.25 as long."""
+    device = np.exp(0.5 * np.random.default_rng(0).standard_normal(1000))
+    still = np.zeros(1000)
+    base, four = _made(1, 0.1, 0.1 * device, still), _made(4, 0.125, 0.125 * device, still)
+    assert efficiency(four, base) == pytest.approx((0.8, 0.8, 0.8))
+    assert efficiency(four, base, [1000.0] * 3) == pytest.approx((0.8, 0.8, 0.8))
+    assert efficiency(four, base, [800.0])[0] == pytest.approx(1.0), "against what was measured"
+    middle, low, high = efficiency(four, base, [900.0, 1000.0, 1100.0])
+    assert middle == pytest.approx(0.8)
+    assert (low, high) == pytest.approx((0.8 / 1.1, 0.8 / 0.9)), "the base may as well be its fastest or slowest run"
+    noise = 0.1 * np.random.default_rng(1).standard_normal(1000)
+    shaken = [replace(one, noise=noise) for one in (four, base)]
+    _, low, high = efficiency(*shaken, [1000.0, 1000.0])
+    assert high / low == pytest.approx(math.exp(2 * 1.645 * 0.1), rel=0.05), "of one run"
+    _, low, high = efficiency(*shaken, [1000.0])
+    assert high / low == pytest.approx(math.exp(2 * 1.645 * math.sqrt(2) * 0.1), rel=0.1), "of two, independent"

@@ -82,6 +82,15 @@ def test_a_row_is_the_training_but_for_its_size(tmp_path: Path) -> None:
     assert (training.measure, training.cluster.time_min, training.seed) == (None, 60, 3)
 
 
+def test_a_batch_of_more_images_than_there_are_is_unfit(tmp_path: Path) -> None:
+    training = config(tmp_path)
+    fit, unfit = (
+        plan.unfit(training, Size(nodes=1, ranks_per_node=1, mode="weak", global_batch=batch)) for batch in (402, 403)
+    )
+    assert fit == ""
+    assert unfit == "optim.global_batch: 403 is more than the 402 training images; take fewer images per rank"
+
+
 def test_both_modes_share_a_run_where_their_batches_are_the_same() -> None:
     weak = [Size(nodes=n, ranks_per_node=2, mode="weak", global_batch=16 * n) for n in (1, 2)]
     strong = [Size(nodes=n, ranks_per_node=2, mode="strong", global_batch=16) for n in (1, 2)]

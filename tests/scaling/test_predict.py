@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,12 @@ from hrdc_hpc.config.cluster import Network
 from hrdc_hpc.config.load import load
 from hrdc_hpc.config.schema import RunConfig
 from hrdc_hpc.record.measurement import AllReduce, Measurement, Node, Share
+from hrdc_hpc.scaling import modelled
 from hrdc_hpc.scaling.predict import fit_rows, on_paper, predict_on_paper
 from hrdc_hpc.scaling.rows import Row, Size
+
+from made_studies import inat as made_inat
+from made_studies import model_step_s, row, size
 
 
 def inat(*overrides: str, profile: str = "h200_ndr") -> RunConfig:
@@ -43,8 +48,63 @@ def test_sizes_become_predictions_with_ranges_and_assumptions_in_words() -> None
     rates = [one.images_per_s / one.ranks for one in found.predictions]
     assert rates == sorted(rates, reverse=True)
     text = " ".join(found.assumptions)
-    for said in ("56.9 M parameters", "3200 Gbit/s", "227 MB of gradients", "hides behind 50%", "Loading keeps up"):
+    for said in ("56.9 M parameters", "3200 Gbit/s", "227 MB of gradients", "hides behind 50%"):
         assert said in text
+
+
+def test_the_range_of_an_efficiency_is_that_of_the_ratio() -> None:
+    """On a network that keeps up, what is not known of the device is in the rate and not in the efficiency."""
+    sizes = [Size(nodes=n, ranks_per_node=8, mode="weak", global_batch=2048 * n) for n in (16, 1)]
+    _, (many, one) = modelled.paper(sizes, predict_on_paper(inat(), sizes))
+    assert (one.efficiency_low, one.efficiency_high) == pytest.approx((1, 1)), "against itself"
+    middle, low, high = on_paper(inat()).efficiency((16, 8, 256), (1, 8, 256))
+    assert (many.efficiency_low, many.efficiency_high) == pytest.approx((low, high))
+    assert high - low < 0.2 * (many.high - many.low) / many.images_per_s
+    assert low < middle < high <= 1
+
+
+def test_a_fitted_efficiency_is_against_the_measured_base_and_has_its_repeats_in_it() -> None:
+    def of_eight(*base: float) -> tuple[float, float, float]:
+        one, eight = size("weak", 1), size("weak", 8)
+        rows = [row(one, model_step_s(one) * times, i) for i, times in enumerate(base)]
+        rows += [row(of, model_step_s(of), i) for of in (size("weak", 2), size("weak", 4)) for i in range(3)]
+        _, found, troubles = modelled.model(made_inat(), rows, [8])
+        assert troubles == []
+        guess = next(guess for guess in found if guess.size == eight)
+        assert guess.efficiency_low is not None
+        assert guess.efficiency_high is not None
+        rate = guess.images_per_s / 8 / (one.global_batch / model_step_s(one))
+        return rate, guess.efficiency_low, guess.efficiency_high
+
+    middle, low, high = of_eight(1, 1, 1)
+    assert low < middle < high < low + 0.25
+    _, wider_low, wider_high = of_eight(0.8, 1, 1.25)
+    assert wider_high / wider_low > 1.25 * high / low, "the base may as well be its fastest or its slowest run"
+
+
+def test_loading_is_told_in_cores_and_warned_of_where_they_do_not_do() -> None:
+    """At 6,000 to 9,000 images/s, of which a core decodes 210."""
+    of = [Size(nodes=1, ranks_per_node=8, mode="weak", global_batch=2048)]
+    found = predict_on_paper(inat(), of)
+    rate = found.predictions[0].images_per_s / 8
+    (said,) = (line for line in found.assumptions if "Loading" in line)
+    assert f"up to {rate:,.0f} images/s a GPU" in said
+    assert f"some {math.ceil(rate / 210)} cores a GPU" in said
+    assert any("12 cores a GPU (cluster.cpus_per_rank) decode some 2,520 JPEGs" in line for line in found.warnings)
+    enough = predict_on_paper(inat(f"cluster.cpus_per_rank={math.ceil(rate / 210)}"), of)
+    assert not any("Loading" in line for line in enough.warnings)
+    cifar = load("cifar10_lt.yaml", ["cluster.profile=a100_hdr", "cluster.gpus_per_node=4"])
+    resident = predict_on_paper(cifar, [Size(nodes=1, ranks_per_node=4, mode="weak", global_batch=128)])
+    assert not any("Loading" in line for line in (*resident.assumptions, *resident.warnings))
+
+
+def test_other_gpus_than_the_profile_has_are_told() -> None:
+    """inat.yaml has 4 of a node, and what a config says goes before its profile."""
+    four, eight = ([Size(nodes=1, ranks_per_node=n, mode="weak", global_batch=2048)] for n in (4, 8))
+    (told,) = (line for line in predict_on_paper(inat(), four).warnings if "h200_ndr" in line)
+    assert "taken to have 4 GPUs" in told
+    assert "those of the profile h200_ndr have 8" in told
+    assert not any("h200_ndr" in line for line in predict_on_paper(inat(), eight).warnings)
 
 
 def test_the_network_decides_and_halved_gradients_help_where_it_is_slow() -> None:

@@ -22,9 +22,9 @@ from hrdc_hpc.scaling.report.document import document
 from hrdc_hpc.scaling.report.markdown import to_markdown
 from hrdc_hpc.scaling.report.page import to_html
 from hrdc_hpc.scaling.report.write import tell, write_report
-from hrdc_hpc.scaling.view import StudyView
+from hrdc_hpc.scaling.view import Fit, StudyView
 
-from made_studies import believable, failed, found, inat, row, size, without
+from made_studies import believable, failed, found, inat, predicted, row, size, without
 
 NASTY = 'rank 1: <b>a|b</b>, "c", `d` *e* & [f](g)\nsecond line'
 PICTURES = {"efficiency.png", "throughput.png", "shares.png"}
@@ -186,6 +186,24 @@ def test_nothing_finished_is_said_and_old_plots_are_taken_away(tmp_path: Path) -
     assert "Nothing has been measured in this mode yet." in text
     Page((tmp_path / "report.html").read_text())
     assert [one["state"] for one in records(tmp_path / "rows.csv")] == ["queued", "queued"]
+
+
+def test_a_report_on_paper_does_not_speak_of_measuring(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [size("weak", nodes) for nodes in (1, 2, 4)]
+    fit = Fit(model="On paper: nothing was measured.", assumptions=["A rank's steps differ by 1 %."])
+    view = StudyView(
+        name="inat", config=inat(), train_images=1 << 20, predictions=[predicted(one, 1024) for one in sizes], fit=fit
+    )
+    write_report(tmp_path, view)
+    tell(view)
+    told, text = capsys.readouterr().out, (tmp_path / "report.md").read_text()
+    assert "On paper: up to 4 nodes (16 GPUs) would keep 80 %" in told
+    assert "A rank's steps differ by 1 %." in told
+    assert text.startswith("# Scaling of inat, on paper")
+    for wrong in ("been measured", "beyond what was", "extrapolated", "Dots", "window", "The fitted model", "off by"):
+        assert wrong.lower() not in text.lower(), wrong
+        assert wrong.lower() not in told.lower(), wrong
+    assert all(set(cell.strip()) - {"-"} for line in told.splitlines() if "│" in line for cell in line.split("│")[1:-1])
 
 
 def test_no_rows_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

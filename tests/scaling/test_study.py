@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hrdc_hpc import launch as launch_command
 from hrdc_hpc import status
 from hrdc_hpc.cluster import sweep
 from hrdc_hpc.cluster.ends import note_end
+from hrdc_hpc.cluster.overview import Survey, survey
 from hrdc_hpc.config.load import load
 from hrdc_hpc.record import measurement
 from hrdc_hpc.record.folder import RunFolder
@@ -110,7 +112,13 @@ def test_a_submission_for_each_size(place: Path, slurm: Path, capsys: pytest.Cap
 def test_sizes_in_turn(place: Path, slurm: Path) -> None:
     assert scaling("--in-turn", *SIZES) == 0
     texts = [(slurm / f"given-{number}").read_text() for number in (1, 2, 3)]
-    assert [re.findall(r"--dependency=(\S+)", text) for text in texts] == [[], ["afterany:100"], ["afterany:200"]]
+    assert [re.findall(r"--dependency=(\S+)", text) for text in texts] == [[], ["afterany:100"], ["afterany:100:200"]]
+
+
+def test_sizes_that_are_added_wait_for_those_before(place: Path, slurm: Path) -> None:
+    assert scaling("--nodes", "1", "--yes") == 0
+    assert scaling("--in-turn", "--nodes", "2", "--yes") == 0
+    assert re.findall(r"--dependency=(\S+)", (slurm / "given-2").read_text()) == ["afterany:100"]
 
 
 def test_a_large_study_wants_a_yes(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,6 +284,8 @@ def test_other_settings_of_what_is_there_are_refused(
     assert "is finished with other settings" in capsys.readouterr().err
     assert scaling("--nodes", "1", "--repeats", "2", "--batch-per-rank", "5") == 78
     assert "with a global batch of 32, not 5" in capsys.readouterr().err
+    assert scaling("--nodes", "4", "--repeats", "1", "compute.channels_last=false") == 78
+    assert "has figures of other settings" in capsys.readouterr().err
     assert contents(ended) == before
 
 
@@ -290,6 +300,27 @@ def test_rows_tell_what_became_of_them(ended: Path, slurm: Path) -> None:
     broken = collect.rows(study.read(ended))[0]
     assert (broken.state, broken.found) == ("failed", None)
     assert "version 0" in broken.why
+
+
+def test_a_row_that_runs_again_does_not_tell_how_it_ended_before(
+    place: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert scaling("--nodes", "1", "--repeats", "1") == 0
+    folder = place / "runs" / "small-scaling"
+    seen = survey([folder / "weak-1x1-r1"]).runs[0]
+    again = replace(seen, state="running", word="", last_end="preempted")
+    monkeypatch.setattr(collect, "survey", lambda _: Survey([again], ""))
+    assert [(row.state, row.why) for row in collect.rows(study.read(folder))] == [("running", "")]
+
+
+def test_a_report_that_cannot_be_written_is_told_all_the_same(
+    ended: Path, slurm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ended / "report").write_text("")  # root may write everywhere, but not below a file
+    assert main(["report", str(ended)]) == 1
+    printed = capsys.readouterr()
+    assert "Measured, weak scaling" in printed.out
+    assert "the report above is not in " in printed.err
 
 
 def test_status_and_follow_know_a_study(place: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,7 +368,7 @@ def test_a_report_before_anything_was_measured(place: Path, slurm: Path, capsys:
     assert scaling("--nodes", "1,2", "--repeats", "1") == 0
     folder = place / "runs" / "small-scaling"
     assert main(["report", str(folder)]) == 0
-    assert "Nothing was measured yet" in capsys.readouterr().out
+    assert "No size has figures yet" in capsys.readouterr().out
     assert "weak-2x1-r1" in (folder / "report" / "rows.csv").read_text()
 
 
@@ -359,6 +390,14 @@ def test_a_prediction_on_paper(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert scaling("--predict", *words, "--report", "paper") == 0
     assert "on paper" in (place / "paper" / "report.md").read_text()
     assert not (place / "runs").exists()
+    capsys.readouterr()
+    strong = (*words[:2], *words[4:8], "--mode", "strong", "--global-batch", "64")
+    assert main(["predict", "--cfg", "small.yaml", *strong, "--nodes", "1,8,16,32"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("│")] == ["1", "8"]
+    assert "a global batch of 64 images leaves ranks without any from 16 nodes of 8 on" in " ".join(shown.split())
+    assert main(["predict", "--cfg", "small.yaml", *strong, "--nodes", "16"]) == 78
+    assert "raise --global-batch, or predict fewer nodes" in capsys.readouterr().err
     assert scaling("--predict", "--nodes", "1") == 78
     assert "name a profile" in capsys.readouterr().err
 
@@ -366,6 +405,10 @@ def test_a_prediction_on_paper(place: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_folder_that_is_no_study(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "nowhere"]) == 78
     assert "nowhere is not the folder of a scaling study (no study.json)" in capsys.readouterr().err
+    (place / "half").mkdir()
+    (place / "half" / "study.json").write_text("{")
+    assert main(["report", "half"]) == 78
+    assert "half/study.json: not whole" in capsys.readouterr().err
 
 
 def test_dry_run_answers_in_a_second_without_torch(place: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,17 @@ class Grid:
     failed: frozenset[int] = frozenset()
     """Rows without figures."""
     caption: str = ""
+
+
+def without_empty(grid: Grid, empty: frozenset[str] = frozenset({"", "-"})) -> Grid:
+    """Leave out the columns in which nothing is known of any row; a table without rows stays."""
+    kept = [i for i in range(len(grid.columns)) if not grid.rows or any(row[i] not in empty for row in grid.rows)]
+    return replace(
+        grid,
+        columns=[grid.columns[i] for i in kept],
+        rows=[[row[i] for i in kept] for row in grid.rows],
+        words=frozenset(at for at, i in enumerate(kept) if i in grid.words),
+    )
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from hrdc_hpc.scaling import words
 from hrdc_hpc.scaling.advice import Advice
 from hrdc_hpc.scaling.caveats import caveats
 from hrdc_hpc.scaling.report import tables
-from hrdc_hpc.scaling.report.blocks import Block, Bullets, Command, Grid, Heading, Picture, Text
+from hrdc_hpc.scaling.report.blocks import Block, Bullets, Command, Grid, Heading, Picture, Text, without_empty
 from hrdc_hpc.scaling.view import StudyView
 
+_NO_FIGURE = frozenset({"", "-"})
+_HOW_ON_PAPER = (
+    "Images/s: the images of a step over its predicted time; the brackets hold what the assumptions leave open.",
+    "Efficiency: images/s per {worker} against the smallest size. Its brackets are those of the ratio: what is not"
+    " known of the device is not known of both sizes alike, and cancels.",
+    "Time to finish: epochs x floor(training images / batch) steps, and nothing else. No figure here says how many"
+    " epochs a batch needs.",
+)
+_HOW_PREDICTED = (
+    "Predicted efficiency: against the measured base. Its brackets are those of the ratio, in which what is not known"
+    " of both sizes cancels, with what the repeats of the base leave open."
+)
 _HOW = (
     "Images/s: over all timed steps of the windows as in training; the first steps of each window are left out.",
     "Speed-up: images/s against the smallest size with figures. Efficiency: speed-up over the growth in ranks; in weak"
@@ -25,7 +37,7 @@ _HOW = (
 
 def document(view: StudyView, advices: Sequence[Advice], pictures: Sequence[Picture] = ()) -> list[Block]:
     """Write the report; `pictures` are those that were drawn."""
-    parts: list[Block] = [Heading(1, f"Scaling study {view.name}")]
+    parts: list[Block] = [Heading(1, title(view))]
     if warnings := caveats(view):
         parts.append(Bullets(warnings, warns=True))
     parts += _about(view)
@@ -35,16 +47,33 @@ def document(view: StudyView, advices: Sequence[Advice], pictures: Sequence[Pict
     if advices:
         parts.append(Heading(2, "Sizes"))
     for advice in advices:
-        parts += [grid for grid in (tables.sizes(view, advice), tables.predictions(view, advice)) if grid.rows]
+        parts += _known([tables.sizes(view, advice), tables.predictions(view, advice)])
     if any(row.images_per_s for row in view.rows):
         parts.append(Heading(2, "Where the time goes"))
-        parts += [grid for advice in advices if (grid := tables.shares(view, advice)).rows]
-        parts += [grid for advice in advices if (grid := tables.around(view, advice)).rows]
+        parts += _known(tables.shares(view, advice) for advice in advices)
+        empty = _NO_FIGURE if words.worker(view) == "GPU" else _NO_FIGURE | {tables.NOT_MEASURED}
+        parts += _known((tables.around(view, advice) for advice in advices), empty)
     parts += _model(view)
     if view.rows:
-        parts += [Heading(2, "Runs, nodes, versions"), tables.runs(view)]
-        parts += [grid for grid in (tables.nodes(view), tables.software(view)) if grid.rows]
-    return [*parts, Heading(2, "How the figures are made"), Bullets(_HOW)]
+        parts += [Heading(2, "Runs, nodes, versions")]
+        parts += _known([tables.runs(view), tables.nodes(view), tables.software(view)])
+    return [*parts, Heading(2, "How the figures are made"), Bullets(_how(view))]
+
+
+def title(view: StudyView) -> str:
+    """Of the report."""
+    return f"Scaling of {view.name}, on paper" if view.on_paper else f"Scaling study {view.name}"
+
+
+def _known(grids: Iterable[Grid], empty: frozenset[str] = _NO_FIGURE) -> list[Grid]:
+    """The tables that have rows, without the columns that nothing is known of."""
+    return [without_empty(grid, empty) for grid in grids if grid.rows]
+
+
+def _how(view: StudyView) -> list[str]:
+    if view.on_paper:
+        return [line.format(worker=words.worker(view)) for line in _HOW_ON_PAPER]
+    return [*_HOW, *([_HOW_PREDICTED] if view.predictions else [])]
 
 
 def _about(view: StudyView) -> Iterator[Block]:
@@ -62,6 +91,9 @@ def _about(view: StudyView) -> Iterator[Block]:
 def _model(view: StudyView) -> Iterator[Block]:
     if view.fit is None:
         return
+    if view.on_paper:
+        yield from (Heading(2, "What the predictions rest on"), Bullets(view.fit.assumptions))
+        return
     yield Heading(2, "The fitted model")
     errors = sorted(abs(one.error) for one in view.fit.residuals)
     fits = (
@@ -73,5 +105,4 @@ def _model(view: StudyView) -> Iterator[Block]:
     yield Text(f"{view.fit.model.rstrip('.')}.{fits}")
     if view.fit.assumptions:
         yield Bullets(view.fit.assumptions)
-    grids: list[Grid] = [tables.parameters(view), tables.residuals(view)]
-    yield from (grid for grid in grids if grid.rows)
+    yield from _known([tables.parameters(view), tables.residuals(view)])

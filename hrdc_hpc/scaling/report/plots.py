@@ -18,7 +18,7 @@ from hrdc_hpc.scaling import words
 from hrdc_hpc.scaling.advice import Advice
 from hrdc_hpc.scaling.report.blocks import Picture
 from hrdc_hpc.scaling.rows import Mode, Size
-from hrdc_hpc.scaling.summary import SHARES
+from hrdc_hpc.scaling.summary import SHARES, Range
 from hrdc_hpc.scaling.view import StudyView
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def pictures(view: StudyView, advices: Sequence[Advice]) -> list[Picture]:
     drawn = [
         Picture(
             "efficiency",
-            f"Efficiency: the share of the base's images/s per {words.worker(view)} that is kept. Dots: median of the"
-            f" repeats with their range; lines with a band: the fitted model; dotted: the wanted {wanted}.",
+            f"Efficiency: the share of the base's images/s per {words.worker(view)} that is kept."
+            f" {_told_by(view)}; dotted: the ideal and the wanted {wanted}.",
         ),
         Picture(
             "throughput",
@@ -85,6 +85,14 @@ def pictures(view: StudyView, advices: Sequence[Advice]) -> list[Picture]:
     if any(one.shares for advice in some for one in advice.measured):
         drawn.append(Picture("shares", "Where the time of a step goes, as measured on rank 0."))
     return drawn
+
+
+def _told_by(view: StudyView) -> str:
+    """What lines and dots are."""
+    if view.on_paper:
+        return "Lines: predicted on paper, nothing was measured; bands: where the truth is about nine times in ten"
+    dots = "Dots: median of the repeats with their range"
+    return f"{dots}; lines with a band: the fitted model" if view.predictions else dots
 
 
 def draw(view: StudyView, advices: Sequence[Advice], name: str, *, dark: bool = False, note: str = "") -> bytes:
@@ -173,7 +181,7 @@ def _efficiency(figure: Figure, view: StudyView, advices: Sequence[Advice], look
             (_at(view, one.size), one.efficiency.times(100)) for one in advice.measured if one.efficiency is not None
         ]
         curve = [(_at(view, one.size), one.efficiency.times(100)) for one in advice.expected]
-        _series(axes, advice, dots, curve, look)
+        _series(axes, advice, dots, curve, look, _model(view))
         tops += [value.high for _, value in (*dots, *curve)]
     axes.set_ylim(0, min(150.0, 1.06 * max(tops)))
     axes.set_yticks(range(0, int(axes.get_ylim()[1]) + 1, 20))
@@ -194,10 +202,11 @@ def _throughput(figure: Figure, view: StudyView, advices: Sequence[Advice], look
     for advice in advices:
         dots = [(_at(view, one.size), one.rate) for one in advice.measured if one.rate is not None]
         curve = [
-            (_at(view, one.size), one.speed_up.times(one.predicted.images_per_s / one.speed_up.median))
+            (_at(view, one.size), Range(median=guess.images_per_s, low=guess.low, high=guess.high))
             for one in advice.expected
+            for guess in [one.predicted]
         ]
-        _series(axes, advice, dots, curve, look)
+        _series(axes, advice, dots, curve, look, _model(view))
     axes.set_yscale("log")
     _ideal(axes, view, advices, look)
     _plain_rates(axes)
@@ -234,13 +243,17 @@ def _plain_rates(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
-def _series(axes: Axes, advice: Advice, dots: Sequence[Any], curve: Sequence[Any], look: _Look) -> None:
+def _model(view: StudyView) -> str:
+    return "on paper" if view.on_paper else "model"
+
+
+def _series(axes: Axes, advice: Advice, dots: Sequence[Any], curve: Sequence[Any], look: _Look, model: str) -> None:
     """Measured dots with their range over the fitted curve with its band."""
     colour, mode = look.modes[advice.mode], advice.mode
     if curve:
         places = [place for place, _ in curve]
         axes.plot(places, [value.median for _, value in curve], color=colour, linestyle=_DASHES[mode],
-                  marker="" if len(curve) > 1 else "_", label=f"{mode}, model", zorder=2)  # fmt: skip
+                  marker="" if len(curve) > 1 else "_", label=f"{mode}, {model}", zorder=2)  # fmt: skip
         axes.fill_between(
             places, [value.low for _, value in curve], [value.high for _, value in curve], color=colour, alpha=0.18,
             linewidth=0,
@@ -285,7 +298,7 @@ def _failed(axes: Axes, view: StudyView, advices: Sequence[Advice], look: _Look)
 def _legend(figure: Figure, axes: Axes, modes: int, note: str) -> None:
     """Above the plot, a row a mode, under the note."""
     handles, labels = axes.get_legend_handles_labels()
-    kinds = ("measured", "model", "no figures", "ideal")
+    kinds = ("measured", "model", "on paper", "no figures", "ideal")
     known = dict(zip(labels, handles, strict=True))
     ordered = [label for kind in kinds for label in known if label.endswith(kind)]
     columns = math.ceil(len(ordered) / modes)

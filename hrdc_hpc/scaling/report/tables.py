@@ -17,7 +17,7 @@ from hrdc_hpc.scaling.summary import SHARES, Range, Summary, percentile, start_u
 from hrdc_hpc.scaling.view import StudyView
 
 _NONE = "-"
-_NOT_MEASURED = "not measured"
+NOT_MEASURED = "not measured"
 
 
 def sizes(view: StudyView, advice: Advice) -> Grid:
@@ -107,8 +107,14 @@ def brief_predictions(view: StudyView, advice: Advice) -> Grid:
             ]
             for one in advice.expected
         ],
-        caption="In brackets where the truth is about nine times in ten; off by: the model against the measurement.",
+        caption=_of_ranges(advice),
     )  # fmt: skip
+
+
+def _of_ranges(advice: Advice) -> str:
+    beside = any(one.measured is not None for one in advice.expected)
+    said = "In brackets where the truth is about nine times in ten; efficiency has a range of its own"
+    return f"{said}. Off by: the model against the measurement." if beside else f"{said}."
 
 
 def _cost(price: Cost | str | None) -> list[str]:
@@ -128,7 +134,7 @@ def predictions(view: StudyView, advice: Advice) -> Grid:
         ),
         rows=[_prediction(view, one) for one in advice.expected],
         words=frozenset({len(words.size_columns(view)) + 10}),
-        caption="In brackets where the truth is about nine times in ten; off by: the model against the measurement.",
+        caption=_of_ranges(advice),
     )  # fmt: skip
 
 
@@ -230,9 +236,9 @@ def _around(view: StudyView, one: Summary, found: Sequence[Measurement], price: 
         words.bytes_text(max(each.checkpoint_bytes for each in found)),
         words.time_text(one.checkpoint_stall_s or 0.0),
         words.time_text(one.checkpoint_s or 0.0),
-        words.bytes_text(max(host)) if host else _NOT_MEASURED,
-        words.bytes_text(max(device)) if device else _NOT_MEASURED,
-        _NOT_MEASURED if one.energy_j is None else f"{number(one.energy_j)} J",
+        words.bytes_text(max(host)) if host else NOT_MEASURED,
+        words.bytes_text(max(device)) if device else NOT_MEASURED,
+        NOT_MEASURED if one.energy_j is None else f"{number(one.energy_j)} J",
         _NONE if kwh is None else f"{number(kwh)} kWh",
         words.bytes_text(gradients),
         _NONE if reduce_s is None else words.time_text(reduce_s),

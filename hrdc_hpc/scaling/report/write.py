@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +17,16 @@ from hrdc_hpc.scaling import words
 from hrdc_hpc.scaling.advice import Advice, advise
 from hrdc_hpc.scaling.caveats import caveats, one_machine
 from hrdc_hpc.scaling.report import columns, plots, tables
-from hrdc_hpc.scaling.report.blocks import Block, Picture, Text
+from hrdc_hpc.scaling.report.blocks import Block, Picture, Text, without_empty
 from hrdc_hpc.scaling.report.columns import Record
-from hrdc_hpc.scaling.report.document import document
+from hrdc_hpc.scaling.report.document import document, title
 from hrdc_hpc.scaling.report.markdown import to_markdown
 from hrdc_hpc.scaling.report.page import to_html
 from hrdc_hpc.scaling.view import StudyView
 
 PAGE = "report.html"
+_WIDTH = 118
+"""Characters of a line on the console."""
 _PLOTS = ("efficiency", "throughput", "shares")
 _NO_PLOTS = "No plots: matplotlib is not installed (pip install 'hrdc-hpc[report]')."
 
@@ -39,7 +42,7 @@ def write_report(folder: Path, view: StudyView) -> list[Path]:
     images, missing = _draw(view, advices, pictures)
     blocks = [*document(view, advices, [one for one in pictures if one.name in images]), *missing]
     texts = {
-        PAGE: to_html(f"Scaling study {view.name}", blocks, images),
+        PAGE: to_html(title(view), blocks, images),
         "report.md": to_markdown(blocks),
         "rows.csv": _csv(columns.ROW, columns.row_records(view)),
         "sizes.csv": _csv(columns.SIZE, _all(columns.size_records, view, advices)),
@@ -120,22 +123,32 @@ def plain(view: StudyView, advices: Sequence[Advice]) -> dict[str, Any]:
 
 
 def tell(view: StudyView) -> None:
-    """Say warnings, advice and tables on the console."""
-    for warning in caveats(view):
-        sys.stdout.write(f"! {warning}\n")
+    """Say warnings, advice and tables on the console, and on paper what they rest on."""
+    _list("! ", caveats(view))
     for mode in view.modes:
         advice = advise(view, mode)
-        sys.stdout.write("\n")
-        for sentence in advice.sentences:
-            sys.stdout.write(f"{mode}: {sentence}\n")
+        sys.stdout.write(f"\n{words.MODES[mode].format(worker=words.worker(view))}\n")
+        _list("- ", advice.sentences)
         for grid in (tables.brief(view, advice), tables.brief_predictions(view, advice)):
             if grid.rows:
                 sys.stdout.write("\n")
-                show(grid.title, grid.columns, _marked(grid.rows, grid.failed), grid.caption)
+                known = without_empty(grid)
+                show(known.title, known.columns, _marked(known.rows, known.failed), known.caption)
         for one in advice.measured:
             for why in one.troubles:
                 sys.stdout.write(f"x {words.named(view, one.size)}, {mode}: {why}\n")
+    if view.on_paper and view.fit:
+        sys.stdout.write("\nWhat the predictions rest on\n")
+        _list("- ", view.fit.assumptions)
     sys.stdout.flush()
+
+
+def _list(mark: str, lines: Sequence[str]) -> None:
+    for line in lines:
+        text = textwrap.fill(
+            line, _WIDTH, initial_indent=mark, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        sys.stdout.write(f"{text}\n")
 
 
 def _marked(rows: Sequence[Sequence[str]], failed: frozenset[int]) -> list[list[str]]:
