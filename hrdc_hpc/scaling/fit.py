@@ -180,7 +180,7 @@ class Fitted:
             noise,
             compute_s=_median(row.compute_s for row in known),
             data_s=_median(row.data_s for row in known),
-            extrapolated=nodes * ranks_per_node > FAR * most,
+            extrapolated=nodes * ranks_per_node > FAR * most or nodes > 1 >= max(row.nodes for row in self.rows),
         )
 
     def _load(self, nodes: int, ranks_per_node: int, batch_per_rank: float, network: Network | None) -> Load:
@@ -334,6 +334,8 @@ def _notes(problem: Problem) -> list[str]:
         )
     if len({row.batch_per_rank for row in rows}) == 1:
         notes.append("all rows have one batch per rank: what another batch costs is a guess")
+    if all(row.nodes == 1 for row in rows):
+        notes.append("no row has several nodes: what lies between nodes is assumed, not measured")
     if len({row.ranks for row in rows}) < 3:
         notes.append(f"rows of {len({row.ranks for row in rows})} sizes: how the step grows with nodes is half assumed")
     if rows[0].backend != "gloo" and any(row.nodes > 1 for row in rows):

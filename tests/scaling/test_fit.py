@@ -235,3 +235,10 @@ def test_nothing_heavy_is_imported_before_something_is_fitted() -> None:
     told = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, capture_output=True,
                           text=True)  # fmt: skip
     assert told.stdout.strip() == ""
+
+
+def test_rows_of_one_node_tell_nothing_between_nodes() -> None:
+    fitted = fit(made([(1, 1, 64), (1, 4, 64)], np.random.default_rng(1)))
+    assert fitted.predict(2, 4, 64).extrapolated
+    assert not fitted.predict(1, 4, 64).extrapolated
+    assert any("no row has several nodes" in note for note in fitted.notes)
