@@ -7,7 +7,8 @@ normalised or added does not count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,10 +53,22 @@ def flops_per_image(network: nn.Module, image_size: int) -> float:
     counts what autograd computes: twice the forward, except that the first layer needs no gradient for the images.
     Nothing is computed, and `network` stays as it is: it is traced on weights without memory.
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _of_convolution})
     with counter:
         torch.autograd.backward(traced_logits(network, image_size))
     return float(counter.get_total_flops())
+
+
+def _of_convolution(
+    gradient_shape: Sequence[int], _images: Any, weight_shape: Sequence[int], *rest: Any, **_: Any
+) -> float:
+    """FLOPs of a convolution's backward: each gradient that is wanted costs as much as the forward.
+
+    torch's own formula counts the weights' gradient of a grouped convolution once for each group.
+    """
+    images_wanted, weights_wanted, _bias = rest[-1]
+    positions = gradient_shape[0] * math.prod(gradient_shape[2:])
+    return float(2 * positions * math.prod(weight_shape) * (images_wanted + weights_wanted))
 
 
 def traced_logits(network: nn.Module, image_size: int) -> Tensor:
