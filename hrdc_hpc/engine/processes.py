@@ -161,6 +161,7 @@ def open_processes(
     Raises Stopped, on all ranks, if one is told to stop before all have met.
     """
     stop = stop or NeverStop()
+    chosen = {variable: os.environ.get(variable) for variable in interfaces.VARIABLES}
     try:
         store = _meet(place, stop)
         with _telling_why(store, place.rank):
@@ -172,6 +173,11 @@ def open_processes(
                 _refuse_shared_gpus(processes)
                 yield processes
     finally:
+        for variable, value in chosen.items():  # what is started from here later may need another interface
+            if value is None:
+                os.environ.pop(variable, None)
+            else:
+                os.environ[variable] = value
         if place.rank == 0 and not _is_called_off(place):
             place.rendezvous.unlink(missing_ok=True)
 

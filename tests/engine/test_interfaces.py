@@ -14,13 +14,20 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
+from hrdc_hpc.config.schema import Compute
 from hrdc_hpc.engine import interfaces, processes
 from hrdc_hpc.engine.place import NeverStop, Place
 
 
-def test_loopback_is_found_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No interface is set, and what a test sets is gone afterwards: jobs of later tests would inherit it."""
     for variable in interfaces.VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(variable, "")  # or monkeypatch would not know that it has to go
+        monkeypatch.delenv(variable)
+
+
+def test_loopback_is_found_by_its_address() -> None:
     assert interfaces.addresses()["lo"] == "127.0.0.1"
     assert interfaces.source_address("127.0.0.1") == "127.0.0.1"
     interfaces.use("127.0.0.1")
@@ -45,6 +52,13 @@ def test_a_name_that_stands_for_loopback_comes_last(
     monkeypatch.setattr(interfaces, "addresses", lambda: own)
     monkeypatch.setattr(socket, "gethostbyname", lambda _: named)
     assert interfaces.reachable_as("node7") == expected
+
+
+def test_what_was_chosen_is_given_back(tmp_path: Path) -> None:
+    place = Place(0, 1, 0, 1, tmp_path / "meeting.json", {"cpus_per_rank": 1})
+    with processes.open_processes(place, Compute(device="cpu", threads=1)):
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert not any(variable in os.environ for variable in interfaces.VARIABLES)
 
 
 def test_no_port_is_guessed(tmp_path: Path) -> None:

@@ -177,8 +177,9 @@ def interfaces() -> set[str]:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without an outer SLURM's variables."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN_"))}
+    """The environment without an outer SLURM's variables, and without network interfaces of this host alone."""
+    theirs = ("SLURM", "SBATCH", "SRUN_", "GLOO_SOCKET_", "NCCL_SOCKET_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
 
 
 def dev_cluster(arguments: list[str], code: int = 0, **environ: str) -> str:
