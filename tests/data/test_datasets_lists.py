@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hrdc_hpc.config.schema import Data, Holdout
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.data import folders
 from hrdc_hpc.data.datasets import image_list, imagenet_lt
 from hrdc_hpc.data.index import DataError, open_split
+from hrdc_hpc.data.lists import read_list
 from hrdc_hpc.data.preflight import preflight
 from tests.data.images import jpeg, picture, png
 
@@ -91,6 +94,18 @@ def test_lists_and_their_images_may_lie_elsewhere(root, tmp_path):
         open_split(
             listed(tmp_path / "other", train=str(tmp_path / "train.txt"), val=str(root / "lists/val.txt")), "train"
         )
+
+
+letters = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0/\ufeff"), min_size=1)
+
+
+@given(st.lists(st.tuples(letters.filter(lambda name: name == name.strip()), st.integers(0, 99)), min_size=1))
+def test_any_name_that_a_file_can_have_is_read(tmp_path_factory, entries):
+    file = tmp_path_factory.mktemp("list") / "list.txt"
+    expected = dict(entries)
+    file.write_bytes("".join(f"{name} {label}\n" for name, label in expected.items()).encode())
+    listed = read_list(file, Path("/data"))
+    assert dict(zip(listed.names, listed.labels_N.tolist(), strict=True)) == expected
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hrdc_hpc.config import registry
 from hrdc_hpc.config.schema import Data
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.data import order
+from hrdc_hpc.data.by_class import first_above
 from hrdc_hpc.data.datasets import image_folder
 from hrdc_hpc.data.plan import Plan
 
@@ -138,6 +141,17 @@ def test_the_tail_of_inaturalist_comes_as_often_as_its_head(shared_data):
     rarest = np.flatnonzero(counts_C == 2)
     drawn = make("class_balanced", counts_C).order(0, 1, "main")
     assert np.isin(np.flatnonzero(np.isin(labels_N, rarest)), drawn).mean() > 0.999
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1e-9, 1e-5, 0.01, 1.0]), min_size=1, max_size=40).filter(any),
+    st.lists(st.floats(0, 1, exclude_max=True), max_size=20),
+)
+def test_the_table_finds_what_a_search_finds(widths, numbers):
+    ends_C = np.cumsum(widths)
+    ends_C /= ends_C[-1]
+    drawn_N = np.array([*numbers, 0.0, *ends_C[ends_C < 1], *np.nextafter(ends_C, 0)])
+    assert np.array_equal(first_above(ends_C, drawn_N), np.searchsorted(ends_C, drawn_N, side="right"))
 
 
 def test_progressive_goes_from_instances_to_classes():
