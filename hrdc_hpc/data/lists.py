@@ -143,7 +143,9 @@ def _entry(place: str, line: str, prefix: str) -> tuple[str, int]:
     path, label = parts
     if path.startswith(prefix):
         path = path[len(prefix) :]
-    elif path.startswith("/"):
+    if "./" in path or "//" in path:  # as find and shells write them; one image has one name
+        path = os.path.normpath(path)
+    if path.startswith("/") or path.split("/", 1)[0] == "..":
         raise ValueError(
             f"{place}: {path} is not below {prefix}, which data.dataset.root names. List paths relative to it, or set"
             " data.dataset.root to a folder that holds all images, such as /."

@@ -99,7 +99,11 @@ def test_lists_and_their_images_may_lie_elsewhere(root, tmp_path):
 letters = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\0/\ufeff"), min_size=1)
 
 
-@given(st.lists(st.tuples(letters.filter(lambda name: name == name.strip()), st.integers(0, 99)), min_size=1))
+@given(
+    st.lists(
+        st.tuples(letters.filter(lambda name: name == name.strip() and name != ".."), st.integers(0, 99)), min_size=1
+    )
+)
 def test_any_name_that_a_file_can_have_is_read(tmp_path_factory, entries):
     file = tmp_path_factory.mktemp("list") / "list.txt"
     expected = dict(entries)
@@ -119,6 +123,9 @@ def test_any_name_that_a_file_can_have_is_read(tmp_path_factory, entries):
         ("tulip.JPEG 1000000000", "expected 'path label'"),
         ("tulip.JPEG,1", ".* got 'tulip.JPEG,1'. Of a CSV, drop the header and put a blank in place of the comma"),
         ("a b/rose 1.jpg 1", "a b/rose 1.jpg is listed already, in line 1. Remove one of the two."),
+        ("./a b//rose 1.jpg 1", "a b/rose 1.jpg is listed already, in line 1"),
+        ("../elsewhere.jpg 1", r"\.\./elsewhere.jpg is not below .*/set/, which data.dataset.root names"),
+        ("a b/../../elsewhere.jpg 1", r"\.\./elsewhere.jpg is not below"),
         ("x.jpg 7", "label 7, but no line of the file has 3, 4, 5, 6. Labels are numbered 0, 1, 2"),
     ],
 )
