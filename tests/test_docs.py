@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from hrdc_hpc.config.load import load
 
 ROOT = Path(__file__).resolve().parents[1]
 FEATURES = ROOT / "docs" / "features.md"
@@ -62,3 +68,21 @@ def test_every_test_that_features_name_is_there() -> None:
     missing = [name for name in named if name.partition("::")[2] not in there[name.partition("::")[0]]]
     assert missing == []
     assert [name for name in named if not name.partition("::")[2].startswith("test_")] == []
+
+
+def test_the_commands_of_the_data_page_have_configs_that_load() -> None:
+    commands = re.findall(
+        r"^python -m hrdc_hpc\.\w+ .*--cfg .*$", (ROOT / "docs" / "data.md").read_text(), re.MULTILINE
+    )
+    assert len(commands) > 4
+    for command in commands:
+        words = shlex.split(command)
+        load(words[words.index("--cfg") + 1], [word for word in words[3:] if re.match(r"[a-z_.]+=", word)])
+
+
+def test_the_check_of_the_data_page_says_what_it_promises(tmp_path: Path, shared_data: Path) -> None:
+    (program,) = re.findall(r"python - <<'EOF'\n(.*?)EOF", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+    program = program.replace("inat.yaml", "flowers_lt.yaml").replace("$SCRATCH/inat2018", "$SHARED/flowers")
+    environment = os.environ | {"SHARED": str(shared_data), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    told = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    assert told.stdout == "291 training and 100 evaluation images; 1 2 2\n"

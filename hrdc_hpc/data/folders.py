@@ -1,4 +1,4 @@
-"""Class folders of image files: listing them, and reading their headers once. Torch-free.
+"""Image files: listing them by class folders, and reading their headers once. Torch-free.
 
 Axis legend: N files.
 """
@@ -45,10 +45,11 @@ def class_folders(folder: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Listing:
+class Listing:
     """Every image file, as the folders tell it."""
 
     names: list[str]
+    """Below the root; no two alike."""
     labels_N: NDArray[np.int64]
     bytes_N: NDArray[np.int64]
     mtimes_N: NDArray[np.int64]
@@ -62,14 +63,44 @@ def open_folders(
     Raises ValueError for a folder that is no class, a nested folder or an image of a kind that is not read;
     DataError for bad files under 'stop'.
     """
-    stored = cache.load(_KIND, root, folder)
-    if not (trust_cache and stored is not None and _names(stored, "classes") == list(class_names)):
-        listing = _list(root, folder, class_names)
+    return open_files(
+        lambda: _list(root, folder, class_names),
+        root=root,
+        kind=_KIND,
+        key=folder,
+        split=split,
+        class_names=class_names,
+        on_bad_image=on_bad_image,
+        trust_cache=trust_cache,
+    )
+
+
+def open_files(
+    find: Callable[[], Listing],
+    *,
+    root: Path,
+    kind: str,
+    key: str,
+    split: Split,
+    class_names: Sequence[str],
+    on_bad_image: OnBad,
+    trust_cache: bool,
+    stamp: bytes = b"",
+) -> ImageIndex:
+    """Index the files that `find` lists below root, reading the headers of those that are new or have changed.
+
+    kind and key name the cache. With trust_cache nothing is listed or read where it was filled for the same classes and
+    the same stamp, which stands for what `find` reads. Raises as make_index does.
+    """
+    stored = cache.load(kind, root, key)
+    if not (trust_cache and stored is not None and _same(stored, class_names, stamp)):
+        listing = find()
         sizes_N2 = _sizes_from_cache(stored, listing)
         unknown = np.flatnonzero(sizes_N2[:, 0] == 0)
         bad = _read_headers(root, listing, sizes_N2, unknown)
         stored = _arrays(listing, sizes_N2, class_names, bad)
-        cache.save(_KIND, root, folder, stored)
+        stored["stamp"] = np.frombuffer(stamp, np.uint8)
+        cache.save(kind, root, key, stored)
     return make_index(
         root=root,
         split=split,
@@ -83,7 +114,12 @@ def open_folders(
     )
 
 
-def _list(root: Path, folder: str, class_names: Sequence[str]) -> _Listing:
+def _same(stored: _Arrays, class_names: Sequence[str], stamp: bytes) -> bool:
+    kept = stored.get("stamp", np.empty(0, np.uint8)).tobytes()
+    return kept == stamp and _names(stored, "classes") == list(class_names)
+
+
+def _list(root: Path, folder: str, class_names: Sequence[str]) -> Listing:
     present = class_folders(root / folder)
     unknown = sorted(set(present) - set(class_names))
     if unknown:
@@ -96,7 +132,7 @@ def _list(root: Path, folder: str, class_names: Sequence[str]) -> _Listing:
     flat = list(chain.from_iterable(found))
     labels = np.repeat(np.arange(len(found)), [len(files) for files in found])
     facts = np.array([row[1:] for row in flat], np.int64).reshape(-1, 2)
-    return _Listing([row[0] for row in flat], labels.astype(np.int64), facts[:, 0].copy(), facts[:, 1].copy())
+    return Listing([row[0] for row in flat], labels.astype(np.int64), facts[:, 0].copy(), facts[:, 1].copy())
 
 
 def _list_class(root: Path, folder: str) -> list[tuple[str, int, int]]:
@@ -127,7 +163,7 @@ def _list_class(root: Path, folder: str) -> list[tuple[str, int, int]]:
     return sorted(files)
 
 
-def _sizes_from_cache(stored: _Arrays | None, listing: _Listing) -> NDArray[np.int32]:
+def _sizes_from_cache(stored: _Arrays | None, listing: Listing) -> NDArray[np.int32]:
     """int32 [N, 2]: sizes of the files that have not changed since an earlier start, 0 for the others."""
     sizes_N2 = np.zeros((len(listing.names), 2), np.int32)
     if stored is None:
@@ -142,7 +178,7 @@ def _sizes_from_cache(stored: _Arrays | None, listing: _Listing) -> NDArray[np.i
 
 
 def _read_headers(
-    root: Path, listing: _Listing, sizes_N2: NDArray[np.int32], wanted: NDArray[np.int64]
+    root: Path, listing: Listing, sizes_N2: NDArray[np.int32], wanted: NDArray[np.int64]
 ) -> dict[int, BadFile]:
     """Fill in the sizes of the wanted files; returns the bad ones by number."""
 
@@ -163,7 +199,7 @@ def _read_headers(
 
 
 def _arrays(
-    listing: _Listing, sizes_N2: NDArray[np.int32], class_names: Sequence[str], bad: Mapping[int, BadFile]
+    listing: Listing, sizes_N2: NDArray[np.int32], class_names: Sequence[str], bad: Mapping[int, BadFile]
 ) -> dict[str, NDArray[Any]]:
     """Return what is kept: the good files as arrays and the bad ones by name, to be looked at again next time."""
     good = np.ones(len(listing.names), bool)

@@ -16,7 +16,10 @@ from hrdc_hpc.data import philox
 
 
 class Sampler(Protocol):
-    """Decides the order of an epoch. A sampler file holds `Options` and `build(options, labels_N, counts_C)`."""
+    """Decides the order of an epoch.
+
+    A sampler file holds `Options` and `build(options, labels_N, counts_C, *, epochs)`; `epochs` are those of the run.
+    """
 
     def order(self, seed: int, epoch: int, stream: str) -> NDArray[np.int64]:
         """Return image numbers [N] in the order of the epoch; a pure function of its arguments and the labels."""

@@ -148,7 +148,11 @@ def build_parts(config: RunConfig, images: Images, processes: Processes, *, pois
             images.train,
             config.data,
             registry.build(
-                _SAMPLERS, stream.sampler or config.data.sampler, images.train.labels_N, images.classes.counts_C
+                _SAMPLERS,
+                stream.sampler or config.data.sampler,
+                images.train.labels_N,
+                images.classes.counts_C,
+                epochs=config.optim.epochs,
             ),
             classes=images.classes.number,
             seed=config.seed,

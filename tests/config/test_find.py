@@ -102,6 +102,7 @@ def test_an_installed_wheel_ships_the_configs(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "installed")
     assert {f"hrdc_hpc/configs/clusters/{name}" for name in ("apptainer.yaml", "README.md")} <= set(names)
     assert not [name for name in names if name.startswith("configs/")]
+    assert {f"hrdc_hpc/data/published/{name}.txt" for name in ("inat2018", "imagenet_lt")} <= set(names)
     code = "from hrdc_hpc.config.find import find, shipped; print(find('inat.yaml'), *shipped())"
     told = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "installed", check=True, capture_output=True, text=True

@@ -16,7 +16,7 @@ SHIPPED = find.shipped()
 
 
 def test_the_runs_that_the_readme_promises() -> None:
-    assert {"digits_lt.yaml", "flowers_lt.yaml", "inat.yaml"} <= set(SHIPPED)
+    assert {"digits_lt.yaml", "flowers_lt.yaml", "inat.yaml", "imagenet_lt.yaml"} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -50,6 +50,19 @@ def test_inat_is_the_recipe_of_the_paper() -> None:
     assert (run.optim.global_batch, run.optim.lr, run.optim.weight_decay, run.optim.epochs) == (256, 0.1, 1e-4, 200)
     assert (run.model.backbone.name, run.optim.schedule.name) == ("resnet50", "cosine")
     assert run.method.options.loss.options.gamma == 0.1
+
+
+def test_imagenet_lt_is_the_recipe_of_the_paper() -> None:
+    run = load("imagenet_lt.yaml")
+    assert run.data.dataset.options.evaluate == "test"
+    assert (run.data.levels.first_over, run.data.levels.last_under) == (100, 20)
+    assert (run.optim.global_batch, run.optim.lr, run.optim.weight_decay, run.optim.epochs) == (256, 0.1, 5e-4, 180)
+    assert (run.model.backbone.name, run.optim.schedule.name) == ("resnext50_32x4d", "cosine")
+
+
+def test_every_sampler_goes_with_a_shipped_config() -> None:
+    for sampler in ("uniform", "class_balanced", "square_root", "progressive", "reversed"):
+        assert load("imagenet_lt.yaml", [f"data.sampler={sampler}"]).data.sampler.name == sampler
 
 
 def test_the_login_node_needs_neither_torch_nor_time() -> None:

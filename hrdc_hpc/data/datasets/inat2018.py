@@ -3,13 +3,18 @@
     <root>/train2018.json  <root>/val2018.json          annotations (COCO style)
     <root>/train_val2018/<group>/<category>/<image>.jpg
 
-The label of an image is its category_id. Sizes come from the JSON files, so that no header of the 437,513 images is
-read: a missing or empty file is found when the split is opened, a damaged one when it is decoded. Torch-free.
+The label of an image is its category_id, a number: 0 to 8,141. Sizes come from the JSON files, so that no header of the
+437,513 images is read: a missing or empty file is found when the split is opened, a damaged one when it is decoded.
+
+The JSON files are checked against what was published: 8,142 categories, so many training images of each as were counted
+there (437,513), 3 of each for evaluation (24,426). Torch-free.
 """
 
 from __future__ import annotations
 
 import json
+import os
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +27,10 @@ if TYPE_CHECKING:
 
 _IMAGES = "train_val2018"
 _KIND = "inat2018"
+_TITLE = "iNaturalist 2018"
+_VAL_PER_CLASS = 3
+_PIECE = 512
+"""Files that a thread looks at in one go."""
 
 
 @options
@@ -30,6 +39,8 @@ class Options:
 
     root: Annotated[Path, OPERATIONAL] = Path("data/inat2018")
     """Folder that holds train2018.json, val2018.json and train_val2018/."""
+    check: Annotated[bool, OPERATIONAL] = True
+    """Refuse files that list other images than the published ones; false: a selection of them is meant."""
 
 
 def known(options: Options) -> tuple[int, int]:  # noqa: ARG001 - there is one inat2018
@@ -54,11 +65,12 @@ def preflight(options: Options) -> None:
 def open(options: Options, split: Split, on_bad_image: OnBad, *, trust_cache: bool = False) -> ImageIndex:  # noqa: A001 - a data set's contract
     """Return the index of a split, images in the order of the JSON file.
 
-    Raises ValueError for missing files, a JSON that is not of this form or labels that are no training classes;
-    DataError for missing or empty images under 'stop'.
+    Raises ValueError for missing files, a JSON that is not of this form, labels that are no training classes or, under
+    'check', other numbers of images than the published ones; DataError for missing or empty images under 'stop'.
     """
     import numpy as np
 
+    from hrdc_hpc.data import published
     from hrdc_hpc.data.index import BadFile, Names, make_index, name_some
 
     preflight(options)
@@ -66,13 +78,17 @@ def open(options: Options, split: Split, on_bad_image: OnBad, *, trust_cache: bo
     classes = (
         _unpack(arrays, "classes") if split == "train" else _unpack(_annotations(options.root, "train"), "classes")
     )
-    labels_N = arrays["labels_N"]
-    extra = sorted({int(label) for label in labels_N if label >= len(classes)})
-    if extra:
+    labels_N, file = arrays["labels_N"], options.root / f"{split}2018.json"
+    extra = np.unique(labels_N[(labels_N < 0) | (labels_N >= len(classes))])
+    if len(extra):
         raise ValueError(
-            f"{options.root / f'{split}2018.json'}: category_id {name_some(map(str, extra))} are not among the"
-            f" {len(classes)} categories of train2018.json, which are 0 to {len(classes) - 1}"
+            f"{file}: category_id {name_some(map(str, extra.tolist()))} are not among the {len(classes)} categories of"
+            f" train2018.json, which are 0 to {len(classes) - 1}"
         )
+    if options.check:
+        train_C = published.training_images("inat2018")
+        known_C = train_C if split == "train" else np.full(len(train_C), _VAL_PER_CLASS)
+        published.refuse_others(file, _TITLE, split, labels_N, classes, known_C)
     bytes_N = _lengths(options.root, split, arrays, trust_cache=trust_cache)
     good = bytes_N > 0
     names = Names(arrays["names"], arrays["names_ends"])
@@ -161,12 +177,17 @@ def _lengths(root: Path, split: str, arrays: dict[str, NDArray[Any]], *, trust_c
     if trust_cache and kept is not None and np.array_equal(kept["stamp"], arrays["stamp"]):
         return kept["bytes_N"]
 
-    def length(name: str) -> int:
-        try:
-            return (root / name).stat().st_size
-        except OSError:
-            return -1
-
-    bytes_N = np.array(in_threads(length, _unpack(arrays, "names")), np.int64)
+    names = _unpack(arrays, "names")
+    # many a task: a future for each of 437,513 files would take longer than the file system
+    pieces = [names[start : start + _PIECE] for start in range(0, len(names), _PIECE)]
+    found = in_threads(lambda piece: [_length(f"{root}/{name}") for name in piece], pieces)
+    bytes_N = np.fromiter(chain.from_iterable(found), np.int64, len(names))
     cache.save(_KIND + "-bytes", root, split, {"bytes_N": bytes_N, "stamp": arrays["stamp"]})
     return bytes_N
+
+
+def _length(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - a path object each takes as long as the call itself
+    except OSError:
+        return -1

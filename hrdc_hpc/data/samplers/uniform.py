@@ -40,6 +40,12 @@ class Uniform:
         return self._cached(seed, epoch, stream)
 
 
-def build(options: Options, labels_N: NDArray[np.int64], counts_C: NDArray[np.int64]) -> Sampler:  # noqa: ARG001 - a sampler's signature
+def build(
+    options: Options,  # noqa: ARG001 - a sampler's signature
+    labels_N: NDArray[np.int64],
+    counts_C: NDArray[np.int64],  # noqa: ARG001 - a sampler's signature
+    *,
+    epochs: int | None = None,  # noqa: ARG001 - a sampler's signature
+) -> Sampler:
     """Return the sampler of a training set with these labels."""
     return Uniform(len(labels_N))
