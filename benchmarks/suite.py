@@ -25,12 +25,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def programs(machine: str, root: str) -> list[list[str]]:
     """Return modules with their arguments. Turns are as long as the time allows: a compilation costs most of it."""
     end_to_end = ["benchmarks.end_to_end", "--root", root]
+    loader = ["benchmarks.loader", "--images", "64", "--seconds", "1"]
     if machine == "cpu":
         return [
             ["benchmarks.step", "--model", "resnet32", "--seconds", "2", "compute.device=cpu"],
             ["benchmarks.step", "--model", "resnet50", "--rungs", "fp32 NCHW", "--seconds", "2.5",
              "compute.device=cpu"],
             [*end_to_end, "--seconds", "3", "compute.device=cpu"],
+            loader,
         ]  # fmt: skip
     return [
         ["benchmarks.ladder", "resnet50-8142", "--cfg", "inat.yaml", "--classes", "8142", "--batch", "256",
@@ -38,6 +40,7 @@ def programs(machine: str, root: str) -> list[list[str]]:
         ["benchmarks.step", "--model", "resnet50", "--rungs", "compile", "--seconds", "2", "compute.device=cuda"],
         ["benchmarks.step", "--model", "resnet32", "--seconds", "1.5", "compute.device=cuda"],
         [*end_to_end, "--seconds", "4", "compute.device=cuda"],
+        loader,
         ["benchmarks.agreement", "--root", root, "compute.device=cuda"],
     ]  # fmt: skip
 
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"bench-{options.machine}: {lacking}\n")
         return 1
     _tell_what_is_absent()
-    planned = programs(options.machine, options.root)
+    planned = [one for one in programs(options.machine, options.root) if one[0] != "benchmarks.loader" or _has_dali()]
     if options.only is not None:
         planned = [program for program in planned if options.only in " ".join(program)]
     began = time.monotonic()
@@ -80,11 +83,15 @@ def _no_gpu(machine: str) -> str | None:
     return f"needs an NVIDIA GPU; torch {torch.__version__}{built} sees none. On a CPU: make bench-cpu"
 
 
+def _has_dali() -> bool:
+    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+
+
 def _tell_what_is_absent() -> None:
     """Say what will be missing in the tables, and why."""
     if find_spec("timm") is None:
         sys.stdout.write("timm: not measured: timm is not installed\n")
-    if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
+    if not _has_dali():
         sys.stdout.write("loader of encoded images: not measured: DALI is not installed\n")
 
 

@@ -1,8 +1,11 @@
-"""Measure this machine: `python -m hrdc_hpc.bench step`.
+"""Measure this machine: `python -m hrdc_hpc.bench step` or `loader`.
 
 `step` climbs a ladder of number formats, layouts and forms of execution with the run's own training step, in turns, and
 prints images per second, the speed-up over the first rung, the model FLOPs utilisation and the share of the memory's
 bandwidth. It needs no data set: a batch of random images lies on the device.
+
+`loader` runs the run's own training loader and its stages in turns, and prints images per second, processor time an
+image, the share of what the bare JPEG decoder can do and the cores that a GPU's rate needs.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from hrdc_hpc.config.schema import RunConfig
     from hrdc_hpc.data.classes import ClassInfo
+    from hrdc_hpc.data.index import ImageIndex
 
 _NEEDS = {name: name for name in ("numpy", "pydantic", "torch", "torchvision")} | {"yaml": "pyyaml", "PIL": "pillow"}
 """Modules, and the packages that have them."""
@@ -27,6 +31,14 @@ CAPTION = (
     "Median and range over the rounds; speed-up: median of the ratios to the first rung within a round. Memory: share"
     " of the measured copy bandwidth that the estimated bytes of the step need (caches can lift it above 100 %)."
     " First step: building, warm-up, compiling and capturing, once."
+)
+
+
+LOADER_COLUMNS = ("what", "threads", "images/s", "range", "CPU ms/image", "of the loader's CPU", "note")
+LOADER_CAPTION = (
+    "Median and range over the rounds; CPU: of all threads, over all rounds. Read: encoded bytes, which lie in the"
+    " system's memory after the first round. Feed: draws, reading and handing over, all that is done for an image"
+    " before it is decoded. Stages that decode find their bytes read."
 )
 
 
@@ -65,7 +77,30 @@ def _step_parser() -> _Parser:
     return parser
 
 
-_COMMANDS: dict[str, Callable[[], _Parser]] = {"step": _step_parser}
+def _loader_parser() -> _Parser:
+    parser = _Parser(prog="python -m hrdc_hpc.bench loader", description=__doc__, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. data.dataset.root=/data/inat")
+    parser.add_argument("--cfg", default="inat.yaml", help="the run (default: inat.yaml)")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="JPEG and PNG files below it, not the data set's")
+    parser.add_argument(
+        "--threads", type=_naturals, metavar="N,N",
+        help="decoding threads, one or several numbers (default: data.loader.threads, else the cores one may use)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", type=_natural, default=64, metavar="N", help="images of a rank's batch (default: 64)"
+    )
+    parser.add_argument("--feed-rate", type=_positive, metavar="R", help="images/s that a GPU takes: cores for them")
+    parser.add_argument("--rounds", type=_natural, default=3, metavar="N", help="turns of each stage (default: 3)")
+    parser.add_argument("--seconds", type=_positive, default=2.0, metavar="S", help="length of a turn (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    return parser
+
+
+_COMMANDS: dict[str, Callable[[], _Parser]] = {"step": _step_parser, "loader": _loader_parser}
+
+
+def _naturals(text: str) -> list[int]:
+    return [_natural(word) for word in text.split(",")]
 
 
 def _natural(text: str) -> int:
@@ -99,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"bench: {lacking}\n")
         return 1
     try:
-        report = measure_step(options)
+        report = {"step": measure_step, "loader": measure_loading}[options.command](options)
     except (ValueError, RuntimeError, OSError) as error:
         sys.stderr.write(f"bench: {error}\n")
         return 78 if isinstance(error, ValueError) else 1
@@ -124,6 +159,95 @@ def measure_step(options: argparse.Namespace) -> dict[str, Any]:
     caption = f"{CAPTION}\n{limits(report)}\n{sentence(report['machine'])}"
     show(title, COLUMNS, [cells(row) for row in report["rows"]], caption)
     return report
+
+
+def measure_loading(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the run's loader and its stages, print the table, return everything as plain values.
+
+    ValueError for a config that cannot be, or without encoded images.
+    """
+    import os
+
+    import torch
+
+    from hrdc_hpc.config.load import load
+    from hrdc_hpc.data.index import ImageIndex, open_split
+    from hrdc_hpc.engine.loading import measure_loader
+    from hrdc_hpc.record.figures import show
+    from hrdc_hpc.record.machine import describe, sentence
+
+    config = load(options.cfg, options.overrides)
+    index = _images_below(options.images) if options.images else open_split(config.data, "train")
+    if not isinstance(index, ImageIndex):
+        raise ValueError(f"{options.cfg}: its images lie in memory, decoded. Name a run with encoded ones, or --images")
+    gpu = config.compute.device != "cpu" and torch.cuda.is_available()
+    cores = len(os.sched_getaffinity(0))
+    threads = options.threads or [config.data.loader.threads or cores]
+    device = torch.device("cuda" if gpu else "cpu")
+    measured = measure_loader(
+        config, index, batch=options.batch, threads=threads, device=device, rounds=options.rounds,
+        seconds=options.seconds, say=say,
+    )  # fmt: skip
+    settings = {
+        "cfg": options.cfg, "overrides": options.overrides, "batch": options.batch, "threads": threads,
+        "image_size": config.data.image_size, "device": device.type, "feed_rate": options.feed_rate,
+    }  # fmt: skip
+    report = {"what": "loader", "settings": settings, "machine": describe(), **measured}
+    title = (
+        f"Training loader: {measured['images']:,} images of {measured['mean_bytes'] / 1000:.0f} kB, batch"
+        f" {options.batch}, {config.data.image_size} px, on {device.type}"
+    )
+    caption = f"{LOADER_CAPTION}\n{findings(report)}\n{sentence(report['machine'])}"
+    show(title, LOADER_COLUMNS, loader_rows(report), caption)
+    return report
+
+
+def _images_below(folder: Path) -> ImageIndex:
+    from hrdc_hpc.data.loose import as_index, find
+
+    folders = [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]
+    images, _ = find([str(path) for path in folders])
+    if not images:
+        raise ValueError(f"--images: no JPEG or PNG file in or below {folder}")
+    return as_index(images, ["images"])
+
+
+def loader_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the rows of the loader's table."""
+    from hrdc_hpc.record.figures import number, percent, spread
+
+    whole = report["rows"][-1].get("cpu_s_per_image")
+    return [
+        (row["name"], str(row["threads"]), *["-"] * 4, row["failed"])
+        if "failed" in row
+        else (
+            row["name"],
+            str(row["threads"]),
+            number(row["images_per_s"]),
+            spread(row["range"]),
+            number(1000 * row["cpu_s_per_image"]),
+            percent(row["cpu_s_per_image"] / whole) if whole else "-",
+            "",
+        )
+        for row in report["rows"]
+    ]
+
+
+def findings(report: dict[str, Any]) -> str:
+    """Return what the loader reaches and what a GPU's rate would need, in a few sentences."""
+    from hrdc_hpc.record.figures import number, percent
+
+    loader, rate = report["rows"][-1], report["settings"]["feed_rate"]
+    if "failed" in loader:
+        return f"The loader failed: {loader['failed']}."
+    said = (
+        f"The loader reaches {percent(report['of_the_bare_decoder'])} of the rate at which libjpeg-turbo decodes the"
+        f" whole images, and {percent(report['of_decoding_the_crops'])} of that of decoding the crops alone. The feed"
+        f" takes {percent(report['feed_share_of_cpu'])} of its processor time."
+    )
+    if rate is None:
+        return f"{said} A core feeds {number(1 / loader['cpu_s_per_image'])} images/s."
+    return f"{said} {number(rate)} images/s need {number(rate * loader['cpu_s_per_image'])} cores like these."
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:

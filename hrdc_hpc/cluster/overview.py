@@ -90,6 +90,8 @@ class Overview:
     saved_step: int | None
     """Of the newest checkpoint."""
     saved_age_s: float | None
+    staging: str | None
+    """How far the first node is with its own copy of the data set: "copying 3.1 of 60.0 GB, 800 MB/s"."""
     nodes: str | None
     job_id: str | None
     changed: float
@@ -289,10 +291,19 @@ def _progress(found: _Found, read: Newest, now: float) -> Overview:
         eta_s=max(0.0, eta - (now - train["time"])) if eta is not None else None,
         saved_step=saved_step,
         saved_age_s=now - saved_at if saved_at is not None else None,
+        staging=_staging(read),
         nodes=last.nodes if last else None,
         job_id=jobs[-1] if jobs else None,
         changed=_changed(found.folder),
     )
+
+
+def _staging(read: Newest) -> str | None:
+    told = read.staging
+    if told is None or told["attempt"] != read.attempt:
+        return None
+    there, total = (told[key] / 1e9 for key in ("bytes", "total_bytes"))
+    return f"{told['state']} {there:.1f} of {total:.1f} GB, {told['bytes_per_s'] / 1e6:.0f} MB/s"
 
 
 def _saved(folder: RunFolder, read: Newest) -> tuple[int | None, float | None]:

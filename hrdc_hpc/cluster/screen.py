@@ -163,6 +163,8 @@ def _facts(row: Overview) -> dict[str, str]:
     if row.saved_step is not None:
         age = "" if row.saved_age_s is None else f", {duration(row.saved_age_s)} ago"
         facts["checkpoint"] = f"step {row.saved_step}{age}"
+    if row.staging is not None and row.state == "running":
+        facts["staging"] = row.staging
     if row.job_id:
         facts["job"] = row.job_id + (f" on {row.nodes}" if row.nodes else "")
     return facts

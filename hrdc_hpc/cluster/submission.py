@@ -82,13 +82,9 @@ class Slurm(SlurmExecutor):  # type: ignore[misc, unused-ignore]
 
 def check(kind: Kind, config: RunConfig, run: Path) -> None:
     """Raise ValueError for what submission could not carry out, before anything is made."""
-    if bad := sorted({character for character in str(run) if character in ":%\\" or not character.isprintable()}):
-        raise ValueError(
-            f"run folder {str(run)!r}: its path must not contain {' '.join(map(repr, bad))} (':' separates Python's"
-            " search paths, '%' and '\\' are special in SLURM's log names); choose another --out-dir"
-        )
+    refuse_odd_path(run)
     if kind == "slurm":
-        _sbatch_options(config)
+        sbatch_options(config)
         script.check(config, run)
     elif node_range(config.cluster.nodes) != (1, 1):
         raise ValueError(
@@ -98,6 +94,15 @@ def check(kind: Kind, config: RunConfig, run: Path) -> None:
     else:
         local.visible_gpus(config.cluster.gpus_per_node, os.environ)
     shape.refuse_unfit_sizes(config)
+
+
+def refuse_odd_path(run: Path) -> None:
+    """Raise ValueError for a folder whose path SLURM or Python would read otherwise."""
+    if bad := sorted({character for character in str(run) if character in ":%\\" or not character.isprintable()}):
+        raise ValueError(
+            f"run folder {str(run)!r}: its path must not contain {' '.join(map(repr, bad))} (':' separates Python's"
+            " search paths, '%' and '\\' are special in SLURM's log names); choose another --out-dir"
+        )
 
 
 def notes(kind: Kind, config: RunConfig, *, ask: bool) -> list[str]:
@@ -198,12 +203,12 @@ def configured(executor: S) -> S:
         use_srun=False,  # the line is ours
         setup=script.before(config, run),
         teardown=script.after(config, run),
-        additional_parameters=_sbatch_options(config),
+        additional_parameters=sbatch_options(config),
     )
     return executor
 
 
-def _sbatch_options(config: RunConfig) -> dict[str, str | int | bool]:
+def sbatch_options(config: RunConfig) -> dict[str, str | int | bool]:
     """Our own options and the user's, which may override --requeue and --comment; a value of false leaves one out."""
     chosen: dict[str, str | int | bool] = {"requeue": True, "comment": f"hrdc_hpc {config.name}"}
     if shape.is_malleable(config.cluster):  # without tasks nothing else asks for the CPUs of all ranks of a node

@@ -6,6 +6,7 @@ Reading goes on after a problem, so that all problems are found at once; `FAILED
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Final, get_args, get_origin
 
 from pydantic import ValidationError
@@ -158,8 +159,9 @@ class Reader:
             if where and values.get(str(where[0])) is FAILED:
                 continue  # noted already
             if one["type"] in _MESSAGE_OF_ITS_OWN:
-                names = [name for name in (*where[:1], one.get("ctx", {}).get("also")) if name in table.entries]
-                place = table.entries[str(names[0])].place if names else table.place
+                also = one.get("ctx", {}).get("also") or ""
+                nodes = (_below(table, where), _below(table, also.split(".")))
+                place = next((node.place for node in nodes if node is not None), table.place)
                 self.problems.add(place, (*path, *where), one["msg"].removeprefix("Value error, "))
                 continue
             full = (*path, *where)
@@ -169,6 +171,16 @@ class Reader:
             node, hint = self.seen[full]
             mend = "" if one["type"] != "finite_number" else "it must be finite"
             self.wrong(node, full, hint, mend)
+
+
+def _below(table: Table, keys: Sequence[str | int]) -> Node | None:
+    """Return what stands in a table under nested keys, or the list or word on the way there; None if nothing does."""
+    node: Node | None = table if keys else None
+    for key in keys:
+        if not isinstance(node, Table):
+            break
+        node = node.entries.get(str(key))
+    return node
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

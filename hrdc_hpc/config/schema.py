@@ -6,15 +6,18 @@ OPERATIONAL (paths, nodes, logging, retention: free to change between attempts).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from hrdc_hpc.config.cluster import Cluster
+from hrdc_hpc.config.node_local import DecodedCache, Staging
 from hrdc_hpc.config.types import (
     OPERATIONAL,
     Component,
+    Fraction,
     Kind,
     NonNegativeFloat,
     NonNegativeInt,
@@ -69,10 +72,17 @@ class Loader:
 
     threads: PositiveInt | None = None
     """Decoding threads per rank; unset: the cores that this rank was given."""
-    prefetch: PositiveInt = 2
-    """Batches decoded ahead."""
+    prefetch: PositiveInt | None = None
+    """Batches decoded ahead; unset: 2, and where batches are small as many as have 64 images, at most 8."""
+    look_ahead: NonNegativeInt = 512
+    """Images whose bytes the system is told to read before their turn, per rank; packed data sets only. 0: none."""
     decoder: Literal["auto", "cpu", "gpu"] = "auto"
     """Where JPEGs are decoded; auto: on the GPU if the rank has one."""
+    hardware: Fraction = 1.0
+    """Share of a batch's JPEGs that a GPU decodes with its JPEG engines, if it has them. Between 0 and 1 it depends on
+    the batch which of two decoders an image meets, whose pixels differ slightly: not with compute.deterministic."""
+    verify: bool = False
+    """Compare each image that is read with its checksum; only packed data sets (hrdc_hpc.pack) have them."""
 
 
 @options
@@ -88,6 +98,18 @@ class Holdout:
     """Share of each class's training images that is held out, rounded down."""
     seed: NonNegativeInt = 0
     """Decides which images."""
+
+
+@options
+class ColourJitter:
+    """Training images are made brighter or darker, more or less contrasty and saturated, at random.
+
+    A strength s means a factor between max(0, 1 - s) and 1 + s for each image; 0 leaves that property as it is.
+    """
+
+    brightness: NonNegativeFloat = 0.4
+    contrast: NonNegativeFloat = 0.4
+    saturation: NonNegativeFloat = 0.4
 
 
 def _ordered(field: str, low_high: tuple[float, float]) -> Rule:
@@ -118,6 +140,8 @@ class Data:
     """Random resized crop: range of width / height."""
     flip: bool = True
     """Mirror every second training image, at random."""
+    colour_jitter: ColourJitter | None = None
+    """Strengths of random changes of colour in training; unset: none."""
     eval_resize: PositiveInt = 256
     """Evaluation: shorter side before the centre crop of image_size, pixels."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -129,6 +153,11 @@ class Data:
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An image that cannot be decoded: stop the run and name it, or give it weight 0 and count it."""
     loader: Annotated[Loader, OPERATIONAL] = Loader()
+    staging: Annotated[Staging, OPERATIONAL] | None = None
+    """Copy a packed data set to each node's own disk; unset: it is read where it lies."""
+    decoded_cache: DecodedCache | None = None
+    """Decode the training images once and cut crops out of the smaller pixels that were kept; unset: they are decoded
+    every time."""
 
     def __post_init__(self) -> None:
         """Refuse ranges that are upside down, a centre crop that does not fit and crops of nothing but border."""
@@ -148,7 +177,16 @@ class Data:
                 f" got {self.crop_padding}",
                 also="image_size",
             ),
+            *self._of_cache(),
         )
+
+    def _of_cache(self) -> Iterator[Rule]:
+        cache = self.decoded_cache
+        if cache is not None:
+            large = f"must be at least image_size ({self.image_size}), or every crop is enlarged; got {cache.side}"
+            yield Rule("decoded_cache.side", cache.side >= self.image_size, large, also="image_size")
+            alone = self.staging is None
+            yield Rule("staging", alone, "does not go with decoded_cache, which reads each image once", "decoded_cache")
 
 
 @options
@@ -344,3 +382,15 @@ class RunConfig:
     cluster: Annotated[Cluster, OPERATIONAL] = Cluster()
     measure: Annotated[Measure, OPERATIONAL] | None = None
     """Set by scaling studies: measure steps instead of training."""
+
+    def __post_init__(self) -> None:
+        """Refuse a share of hardware decoding that is not exact where exactness is asked for."""
+        hardware = self.data.loader.hardware
+        demand(
+            Rule(
+                "data.loader.hardware",
+                hardware in (0, 1) or not self.compute.deterministic,
+                f"must be 0 or 1 with compute.deterministic: true, or pixels depend on the batch; got {hardware}",
+                also="compute.deterministic",
+            )
+        )

@@ -66,7 +66,7 @@ class Rule:
     """A demand on several fields of one dataclass; `says` completes 'field: ...' and names what was got."""
 
     field: str
-    """The field that is blamed."""
+    """The field that is blamed; dotted where it lies in a section of the dataclass."""
     holds: bool
     says: str
     also: str | None = None
@@ -78,7 +78,7 @@ def demand(*rules: Rule) -> None:
     broken = [
         InitErrorDetails(
             type=PydanticCustomError("rule", "{says}", {"says": rule.says, "also": rule.also}),
-            loc=(rule.field,),
+            loc=tuple(rule.field.split(".")),
             input=None,
         )
         for rule in rules

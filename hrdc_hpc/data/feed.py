@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hrdc_hpc.data.colour import Factors
 from hrdc_hpc.data.index import BadFile, Bytes, Failure, ImageIndex, unusable
 from hrdc_hpc.data.pipeline import Inputs, pack
 
@@ -51,6 +52,8 @@ class Feed:
     """As in pipeline.Inputs."""
     samples_B6: NDArray[np.int64]
     """As in Batch; not changed where GREY stands in."""
+    factors_B3: Factors | None
+    """As in plan.Samples."""
     grey_geometry: Mapping[str, NDArray[Any]]
     """The same of one GREY, without the axis B."""
     encoded_B: list[Bytes] = field(default_factory=list)
@@ -80,6 +83,7 @@ class Feed:
                 f"{self.place}: {len(bad)} of {len(self.indices_B)} images cannot be {verb}",
                 {paths[place]: failure for place, failure in bad.items()},
                 "set data.on_bad_image: skip to give them weight 0",
+                mend=index.mend,
             )
         for place, failure in bad.items():
             self.put_grey(place)
@@ -106,6 +110,33 @@ class Buffers:
         """Take a buffer back."""
         if buffer is not None:
             self._free.append(buffer)
+
+
+def announced(feeds: Iterable[Feed], index: ImageIndex, adviser: ThreadPoolExecutor, images: int) -> Iterator[Feed]:
+    """Yield feeds in order; the index hears of each (`will_need`) about `images` images before its turn.
+
+    The order is known, so that disk or server can be at work on bytes long before they are asked for.
+    """
+    if not images:
+        yield from feeds
+        return
+    waiting: deque[tuple[Feed, Future[None]]] = deque()
+    known = 0
+    for feed in feeds:
+        numbers = feed.indices_B[feed.indices_B >= 0]
+        waiting.append((feed, adviser.submit(index.will_need, numbers)))
+        known += len(numbers)
+        while known > images:
+            yield _taken(*waiting[0])
+            known -= int(np.count_nonzero(waiting.popleft()[0].indices_B >= 0))
+    yield from (_taken(*one) for one in waiting)
+
+
+def _taken(feed: Feed, advice: Future[None]) -> Feed:
+    """Return a feed whose turn has come; advice that has not been given by now would be of no use."""
+    if not advice.cancel() and advice.done():
+        advice.result()
+    return feed
 
 
 def read(feed: Feed, index: ImageIndex, buffers: Buffers, readers: ThreadPoolExecutor, *, skip: bool) -> None:

@@ -33,7 +33,7 @@ def read_header(path: str | Path) -> tuple[int, int, int]:
             length = os.fstat(file.fileno()).st_size
             if length == 0:
                 raise BadImageError("empty file")
-            width, height = _check(file, length)
+            width, height = check(file, length)
     except OSError as error:
         # PIL's own have no errno
         raise BadImageError(
@@ -42,7 +42,8 @@ def read_header(path: str | Path) -> tuple[int, int, int]:
     return height, width, length
 
 
-def _check(file: IO[bytes], length: int) -> tuple[int, int]:
+def check(file: IO[bytes], length: int) -> tuple[int, int]:
+    """Return (width, height) of an open image of `length` bytes. Raises what `read_header` raises, and OSError."""
     try:
         with Image.open(file, formats=("JPEG", "PNG")) as image:
             size, kind = image.size, image.format

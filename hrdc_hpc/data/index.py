@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +53,7 @@ class Names:
 
     def __init__(self, blob_M: Bytes, ends_N: NDArray[np.int64]) -> None:
         """Take the joined bytes of all names and where each ends."""
-        self.blob_M, self.ends_N = blob_M, ends_N
-        self._bytes = blob_M.tobytes()
+        self.blob_M, self.ends_N = blob_M, ends_N  # no copy: they may be mapped from a file
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Names:
@@ -68,7 +67,7 @@ class Names:
 
     def __getitem__(self, number: int) -> str:
         start = self.ends_N[number - 1] if number else 0
-        return os.fsdecode(self._bytes[start : self.ends_N[number]])
+        return os.fsdecode(self.blob_M[start : self.ends_N[number]].tobytes())
 
 
 @dataclass(frozen=True)
@@ -91,20 +90,26 @@ class Failure:
     """Whether disk or network failed rather than the file: another start may find it whole."""
 
 
-def unusable(what: str, failures: Mapping[str, Failure], otherwise: str) -> DataError | RuntimeError:
+def unusable(
+    what: str, failures: Mapping[str, Failure], otherwise: str, *, mend: str = "Replace or remove them"
+) -> DataError | RuntimeError:
     """Return the error that names files ({path: why}) and what to do.
 
-    `otherwise` is the way out beside mending the files. RuntimeError if disk or network failed, DataError if not.
+    `mend` is how to mend the files, `otherwise` the way out beside it. RuntimeError if disk or network failed,
+    DataError if not.
     """
     text = f"{what}: {name_some(f'{path} ({failure.reason})' for path, failure in failures.items())}."
     if any(failure.passing for failure in failures.values()):
         return RuntimeError(f"{text} Disk or network failed: start the run again. If it fails again, {otherwise}.")
-    return DataError(f"{text} Replace or remove them, or {otherwise}.")
+    return DataError(f"{text} {mend}, or {otherwise}.")
 
 
 @dataclass(frozen=True, eq=False)
 class ImageIndex:
     """The encoded images of one split."""
+
+    mend: ClassVar[str] = "Replace or remove them"
+    """What to do about images that cannot be used."""
 
     root: Path
     """Folder that the names are relative to."""
@@ -133,7 +138,7 @@ class ImageIndex:
         """Return these images, in this order, as a split of their own."""
         names, labels_N = Names.of([self.names[int(number)] for number in numbers]), self.labels_N[numbers]
         sizes_N2, bytes_N = self.sizes_N2[numbers], self.bytes_N[numbers]
-        fingerprint = _fingerprint(self.class_names, names, labels_N, sizes_N2, bytes_N)
+        fingerprint = fingerprint_of(self.class_names, names, labels_N, sizes_N2, bytes_N)
         return ImageIndex(
             self.root, split, self.class_names, names, labels_N, sizes_N2, bytes_N, fingerprint, self.skipped
         )
@@ -142,13 +147,20 @@ class ImageIndex:
         """Path of an image's file."""
         return f"{self.root}/{self.names[number]}"
 
+    def will_need(self, indices_B: Sequence[int] | NDArray[np.int64]) -> None:
+        """Say which images will be read soon. Files of their own gain nothing: to open each is what takes time."""
+
+    def verifying(self) -> ImageIndex:
+        """Return the index whose reads also compare checksums (data.loader.verify); files of their own have none."""
+        return self
+
     def read(self, indices_B: Sequence[int] | NDArray[np.int64]) -> list[Bytes]:
         """Return the encoded bytes of images, in the order asked for. Raises, naming every file that fails."""
         arrays = [np.empty(self.bytes_N[i], np.uint8) for i in indices_B]
         failed = self.read_into(indices_B, arrays)
         if failed:
             failures = {self.path(int(indices_B[place])): failure for place, failure in failed.items()}
-            raise unusable(f"{len(failed)} images cannot be read", failures, "open the data set anew")
+            raise unusable(f"{len(failed)} images cannot be read", failures, "open the data set anew", mend=self.mend)
         return arrays
 
     def read_into(self, indices_B: Sequence[int] | NDArray[np.int64], arrays: Sequence[Bytes]) -> dict[int, Failure]:
@@ -177,8 +189,13 @@ def _read_file(path: str, array: Bytes) -> Failure | None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        return Failure(error.strerror or str(error), passing=error.errno not in _OWN_FAULTS)
+        return failure_of(error)
     return None
+
+
+def failure_of(error: OSError) -> Failure:
+    """Return what an error of the operating system says of an image."""
+    return Failure(error.strerror or str(error), passing=error.errno not in _OWN_FAULTS)
 
 
 def make_index(
@@ -203,16 +220,7 @@ def make_index(
             f"{root}: {len(bad)} of {len(bad) + len(names)} {split} images cannot be used: {name_some(map(str, bad))}."
             " Replace or remove them, or set data.on_bad_image: skip to leave them out."
         )
-    left_out = f" ({len(bad)} bad files were left out)" if bad else ""
-    if not len(names):
-        raise ValueError(f"{root}: no {split} images{left_out}. Point data.dataset.root at the data set.")
-    counts_C = np.bincount(labels_N, minlength=len(class_names))
-    if split == "train" and not counts_C.all():
-        empty = [class_names[int(c)] for c in np.flatnonzero(counts_C == 0)]
-        raise ValueError(
-            f"{root}: {len(empty)} of {len(class_names)} classes have no training image{left_out}: {name_some(empty)}."
-            " Add images or remove the classes."
-        )
+    refuse_empty(root, split, class_names, labels_N, left_out=len(bad))
     return ImageIndex(
         root=root,
         split=split,
@@ -221,18 +229,35 @@ def make_index(
         labels_N=labels_N,
         sizes_N2=sizes_N2,
         bytes_N=bytes_N,
-        fingerprint=_fingerprint(class_names, names, labels_N, sizes_N2, bytes_N),
+        fingerprint=fingerprint_of(class_names, names, labels_N, sizes_N2, bytes_N),
         skipped=tuple(bad),
     )
 
 
-def _fingerprint(
+def refuse_empty(
+    root: Path, split: str, class_names: Sequence[str], labels_N: NDArray[np.int64], *, left_out: int
+) -> None:
+    """ValueError for no image at all or, in the training split, a class without one."""
+    beside = f" ({left_out} bad files were left out)" if left_out else ""
+    if not len(labels_N):
+        raise ValueError(f"{root}: no {split} images{beside}. Point data.dataset.root at the data set.")
+    counts_C = np.bincount(labels_N, minlength=len(class_names))
+    if split == "train" and not counts_C.all():
+        empty = [class_names[int(c)] for c in np.flatnonzero(counts_C == 0)]
+        raise ValueError(
+            f"{root}: {len(empty)} of {len(class_names)} classes have no training image{beside}: {name_some(empty)}."
+            " Add images or remove the classes."
+        )
+
+
+def fingerprint_of(
     class_names: Sequence[str],
     names: Names,
     labels_N: NDArray[np.int64],
     sizes_N2: NDArray[np.int32],
     bytes_N: NDArray[np.int64],
 ) -> str:
+    """Return ImageIndex.fingerprint."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update("\0".join(class_names).encode("utf-8", "surrogateescape"))
     for array, kind in (
@@ -258,6 +283,8 @@ def open_split(data: Data, split: Split, *, trust_cache: bool = False) -> ImageI
     if hasattr(file, "prepare"):
         file.prepare(options)
     index = cast(ImageIndex | PixelArray, file.open(options, split, data.on_bad_image, trust_cache=trust_cache))
+    if data.loader.verify and isinstance(index, ImageIndex):
+        index = index.verifying()
     if not trust_cache:
         _warn_of_absent_classes(index)
     return index

@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from hrdc_hpc.config.schema import Data
 from hrdc_hpc.data import crops, order
 from hrdc_hpc.data.batch import DECODED, Batch, blank_batch, decoded, to_device
-from hrdc_hpc.data.feed import GREY, GREY_SIDE, READERS, Buffers, Feed, read
+from hrdc_hpc.data.feed import GREY, GREY_SIDE, READERS, Buffers, Feed, announced, read
 from hrdc_hpc.data.index import Failure, ImageIndex
+from hrdc_hpc.data.jitter import FACTORS, jittered
 from hrdc_hpc.data.pipeline import DECODE_ERRORS, Decoder, Inputs, check_decoder, decode_reason, pack
 from hrdc_hpc.data.plan import Plan
-from hrdc_hpc.data.prefetch import Ahead
+from hrdc_hpc.data.prefetch import Ahead, depth_of
 from hrdc_hpc.data.preflight import refuse_padded_crops
 
 _FEEDS_AHEAD = 2
@@ -50,6 +51,9 @@ class _Loader:
         self._index, self._data, self._classes = index, data, classes
         self._batch, self._training, self._device = batch, training, device
         self._threads = data.loader.threads or cores
+        self.depth = depth_of(data.loader, batch)
+        """Batches that are decoded ahead."""
+        self._render = jittered(decoded) if training and data.colour_jitter else decoded
         check_decoder(data.loader, device)
         self._decoder: Decoder | None = None
         self._running: weakref.ref[Generator[Batch]] | None = None
@@ -73,13 +77,14 @@ class _Loader:
             running.close()
         self._drop_decoder()
 
-    def _new_decoder(self, batch: int) -> Decoder:
+    def _new_decoder(self, batch: int, depth: int) -> Decoder:
         return Decoder(
             training=self._training,
             image_size=self._data.image_size,
             batch=batch,
             device=self._device,
-            threads=self._threads,
+            threads=min(self._threads, batch),
+            depth=depth,
             loader=self._data.loader,
         )
 
@@ -101,16 +106,19 @@ class _Loader:
     def _iterate(self, describe: Callable[[int], Feed], numbers: range) -> Generator[Batch]:
         buffers, waiting = Buffers(), deque[Feed]()
         skip = self._data.on_bad_image == "skip"
-        with ThreadPoolExecutor(READERS, "hrdc-read") as readers:
+        with (
+            ThreadPoolExecutor(READERS, "hrdc-read") as readers,
+            ThreadPoolExecutor(1, "hrdc-advise") as adviser,
+        ):
 
-            def make(number: int) -> tuple[Feed, Inputs]:
-                feed = describe(number)
+            def make(feed: Feed) -> tuple[Feed, Inputs]:
                 read(feed, self._index, buffers, readers, skip=skip)
                 return feed, feed.inputs()
 
-            ahead = Ahead(make, numbers, _FEEDS_AHEAD)
+            feeds = announced(map(describe, numbers), self._index, adviser, self._data.loader.look_ahead)
+            ahead = Ahead(make, feeds, _FEEDS_AHEAD)
             try:
-                self._top_up(ahead, waiting, at_least=self._data.loader.prefetch)
+                self._top_up(ahead, waiting, at_least=self.depth)
                 while waiting:
                     images = self._pop(waiting)
                     feed = waiting.popleft()
@@ -126,9 +134,9 @@ class _Loader:
                 if waiting:
                     self._drop_decoder()
 
-    def _top_up(self, ahead: Ahead[tuple[Feed, Inputs]], waiting: deque[Feed], *, at_least: int) -> None:
+    def _top_up(self, ahead: Ahead[Feed, tuple[Feed, Inputs]], waiting: deque[Feed], *, at_least: int) -> None:
         """Hand DALI what is ready, up to its depth; wait only for the first `at_least` batches."""
-        while len(waiting) < self._data.loader.prefetch:
+        while len(waiting) < self.depth:
             ready = ahead.get(wait=len(waiting) < at_least)
             if ready is None:
                 return
@@ -144,7 +152,7 @@ class _Loader:
         while True:
             try:
                 if self._decoder is None:
-                    self._decoder = self._new_decoder(self._batch)
+                    self._decoder = self._new_decoder(self._batch, self.depth)
                     for feed in waiting:
                         self._decoder.push(feed.inputs())
                 return self._decoder.pop()
@@ -174,7 +182,7 @@ class _Loader:
         for place, encoded in enumerate(feed.encoded_B):
             if encoded is GREY:
                 continue
-            decoder = decoder or self._new_decoder(1)
+            decoder = decoder or self._new_decoder(1, depth=1)
             geometry = {name: values[place : place + 1] for name, values in feed.geometry.items()}
             try:
                 decoder.push(Inputs(pack([encoded]), geometry))
@@ -188,10 +196,13 @@ class _Loader:
         return bad
 
     def _to_batch(self, feed: Feed, images_BHWC: torch.Tensor) -> Batch:
+        pixels = {DECODED: images_BHWC}
+        if feed.factors_B3 is not None:
+            pixels[FACTORS] = to_device(feed.factors_B3, self._device)
         labels_B = np.where(feed.indices_B >= 0, self._index.labels_N[feed.indices_B], 0)
         return Batch(
-            pixels={DECODED: images_BHWC},
-            render=decoded,
+            pixels=pixels,
+            render=self._render,
             labels_B=to_device(labels_B, self._device),
             valid_B=to_device(feed.valid_B, self._device),
             positions_B=feed.positions_B,
@@ -248,7 +259,7 @@ class TrainLoader(_Loader):
         With data.on_bad_image: stop, an image that cannot be used raises an error naming files, epoch and step:
         RuntimeError if disk or network failed, else DataError.
         """
-        return self._start(self._describe, range(first_step, last_step))
+        return self._start(self.describe, range(first_step, last_step))
 
     def samples_hash(self, step: int) -> str:
         """Hash over image numbers, crops and flips of the step's global batch; the same on any number of ranks."""
@@ -257,10 +268,13 @@ class TrainLoader(_Loader):
     def blank(self) -> Batch:
         """Return black images in the place of this rank's."""
         number, side = self._slice.stop - self._slice.start, self._data.image_size
-        images_BHWC = torch.zeros(number, side, side, 3, dtype=torch.uint8, device=self._device)
-        return blank_batch({DECODED: images_BHWC}, decoded, self._slice, self._classes, self._device)
+        pixels = {DECODED: torch.zeros(number, side, side, 3, dtype=torch.uint8, device=self._device)}
+        if self._data.colour_jitter:
+            pixels[FACTORS] = torch.ones(number, 3, device=self._device)
+        return blank_batch(pixels, self._render, self._slice, self._classes, self._device)
 
-    def _describe(self, step: int) -> Feed:
+    def describe(self, step: int) -> Feed:
+        """Return what this rank's batch of a step is made of, before any byte is read."""
         epoch, positions_G, indices_G = self._plan.place(step)
         samples = self._plan.samples(epoch, positions_G[self._slice])
         return Feed(
@@ -272,6 +286,7 @@ class TrainLoader(_Loader):
             counts_C=self._plan.counts(indices_G),
             geometry={"anchor": samples.anchors_B2, "shape": samples.shapes_B2, "flip": samples.flips_B},
             samples_B6=samples.table_B6,
+            factors_B3=samples.factors_B3,
             grey_geometry=_GREY_CROP,
         )
 
@@ -339,6 +354,7 @@ class EvalLoader(_Loader):
             ),
             geometry={"size": size_B2, "anchor": anchor_B2},
             samples_B6=np.empty((0, 6), np.int64),
+            factors_B3=None,
             grey_geometry=self._grey_geometry,
         )
 

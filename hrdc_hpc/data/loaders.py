@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hrdc_hpc.config.schema import Data
 from hrdc_hpc.data.batch import EvalBatches, TrainBatches
+from hrdc_hpc.data.decoded import DecodedIndex
 from hrdc_hpc.data.index import ImageIndex
 from hrdc_hpc.data.order import Sampler
 from hrdc_hpc.data.pixels import PixelArray
@@ -20,6 +22,8 @@ def train_loader(
         return ResidentTrainLoader(images, data, sampler, **settings)
     from hrdc_hpc.data.loader import TrainLoader  # DALI, which data in memory does not need
 
+    if isinstance(images, DecodedIndex):  # there is nothing in it for a GPU to decode
+        data = replace(data, loader=replace(data.loader, decoder="cpu"))
     return TrainLoader(images, data, sampler, cores=cores, **settings)
 
 

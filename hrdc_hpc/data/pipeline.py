@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,10 +23,8 @@ from hrdc_hpc.data.index import Bytes
 
 DECODE_ERRORS = (RuntimeError, IndexError, ValueError)
 """What DALI raises for images that it cannot decode."""
-
-_HARDWARE_LOAD = 1.0
-"""hw_decoder_load, pinned: at values between 0 and 1 it depends on the batch which decoder an image meets, and the two
-differ slightly in their pixels."""
+_DAMAGED = ("Failed to decode", "nvImageCodec failure", "Invalid sample_type")
+"""What its texts for damaged images begin with; the last is for a precision that no image has."""
 
 
 def decode_reason(error: Exception) -> str:
@@ -34,9 +32,14 @@ def decode_reason(error: Exception) -> str:
     text = str(error).rpartition("encountered:")[2].strip().splitlines()
     if any("cropping window" in line for line in text):
         return "its size is not the one that was indexed"
-    if not text or text[0].startswith(("Failed to decode", "nvImageCodec failure")):
+    if not text or text[0].startswith(_DAMAGED):
         return "damaged, or not an image"
     return text[0]
+
+
+Until = Literal["whole", "crop", "resize", "end"]
+"""The whole image decoded and no more, the crop decoded, the crop resized; the images as they are trained on."""
+_FED: Mapping[Until, tuple[str, ...]] = {"whole": (), "crop": ("anchor", "shape"), "resize": ("anchor", "shape")}
 
 
 @dataclass(frozen=True)
@@ -50,47 +53,62 @@ class Inputs:
 
 
 def pack(encoded_B: Sequence[Bytes]) -> Any:
-    """Wrap byte arrays for DALI without copying them; the slow part of feeding, meant for the prefetch thread."""
-    return TensorListCPU([TensorCPU(array) for array in encoded_B])
+    """Wrap byte arrays for DALI without copying them: about 1.6 us each. Meant for the prefetch thread."""
+    wrap: Any = TensorListCPU  # its stub does not know `contiguous`, whose default would copy everything into one piece
+    return wrap([TensorCPU(array) for array in encoded_B], None, contiguous=False)
 
 
-def _external(name: str, dtype: Any, ndim: int) -> Any:
+def external(name: str, dtype: Any, ndim: int) -> Any:
+    """An input that is fed from outside, without a copy."""
     return fn.external_source(name=name, dtype=dtype, ndim=ndim, no_copy=True)
 
 
-def _decode(encoded: Any, *window: Any, mixed: bool) -> Any:
-    """Decode to RGB, whole or, given anchor and shape, only the window."""
+def decode(encoded: Any, *window: Any, hardware: float | None) -> Any:
+    """Decode to RGB, whole or, given anchor and shape, only the window; `hardware` as in _build."""
     settings: dict[str, Any] = {"device": "cpu", "output_type": types.RGB, "adjust_orientation": False}
-    if mixed:
+    if hardware is not None:
         # fancy upsampling of the chroma is what libjpeg, and so the CPU, does
-        settings |= {"device": "mixed", "hw_decoder_load": _HARDWARE_LOAD, "jpeg_fancy_upsampling": True}
+        settings |= {"device": "mixed", "hw_decoder_load": hardware, "jpeg_fancy_upsampling": True}
     if window:
         return fn.decoders.image_slice(encoded, *window, axis_names="HW", **settings)
     return fn.decoders.image(encoded, **settings)
 
 
 def _build(
-    *, training: bool, image_size: int, batch: int, device: torch.device, threads: int, depth: int, mixed: bool
+    *,
+    training: bool,
+    image_size: int,
+    batch: int,
+    device: torch.device,
+    threads: int,
+    depth: int,
+    hardware: float | None,
+    until: Until = "end",
 ) -> Pipeline:
-    """Build the pipeline; `mixed`: JPEGs are decoded on the GPU."""
+    """Build the pipeline; `hardware`: JPEGs are decoded on the GPU, this share of them by its engines; None: not.
+
+    `until`: where a training pipeline ends, for measurements.
+    """
     on_gpu = device.type == "cuda"
     index = (device.index if device.index is not None else torch.cuda.current_device()) if on_gpu else None
     pipeline = Pipeline(batch_size=batch, num_threads=threads, device_id=index, prefetch_queue_depth=depth)
     with pipeline:
-        encoded = _external("encoded", types.UINT8, 1)
-        anchor = _external("anchor", types.INT32, 1)
+        encoded = external("encoded", types.UINT8, 1)
+        anchor = external("anchor", types.INT32, 1) if until != "whole" else None
         if training:
-            images = _decode(encoded, anchor, _external("shape", types.INT32, 1), mixed=mixed)
+            window = () if until == "whole" else (anchor, external("shape", types.INT32, 1))
+            images = decode(encoded, *window, hardware=hardware)
             size: Any = [image_size, image_size]
         else:
-            images = _decode(encoded, mixed=mixed)
-            size = _external("size", types.FLOAT, 1)
-        if on_gpu and not mixed:
+            images = decode(encoded, hardware=hardware)
+            size = external("size", types.FLOAT, 1)
+        if on_gpu and hardware is None:
             images = images.gpu()
-        images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        if training:
-            images = fn.flip(images, horizontal=_external("flip", types.INT32, 0))
-        else:
+        if until in ("end", "resize"):
+            images = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        if training and until == "end":
+            images = fn.flip(images, horizontal=external("flip", types.INT32, 0))
+        elif not training:
             images = fn.slice(images, start=anchor, shape=[image_size, image_size], axis_names="HW")
         pipeline.set_outputs(images)
     pipeline.build()
@@ -110,10 +128,19 @@ class Decoder:
     """
 
     def __init__(
-        self, *, training: bool, image_size: int, batch: int, device: torch.device, threads: int, loader: Loader
+        self,
+        *,
+        training: bool,
+        image_size: int,
+        batch: int,
+        device: torch.device,
+        threads: int,
+        depth: int,
+        loader: Loader,
+        until: Until = "end",
     ) -> None:
-        """Build it."""
-        self.depth = loader.prefetch
+        """Build it; of one that ends early `skip` takes the batches out."""
+        self.depth = depth
         self._device = device
         self._pipeline = _build(
             training=training,
@@ -122,8 +149,10 @@ class Decoder:
             device=device,
             threads=threads,
             depth=self.depth,
-            mixed=device.type == "cuda" and loader.decoder != "cpu",
+            hardware=loader.hardware if device.type == "cuda" and loader.decoder != "cpu" else None,
+            until=until,
         )
+        self._fed = _FED.get(until)
         self._shape = (batch, image_size, image_size, 3)
         self._side: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
         self._first: list[Inputs] = []
@@ -156,7 +185,8 @@ class Decoder:
     def _feed(self, inputs: Inputs) -> None:
         self._pipeline.feed_input("encoded", inputs.encoded_B)
         for name, values in inputs.geometry.items():
-            self._pipeline.feed_input(name, values)
+            if self._fed is None or name in self._fed:
+                self._pipeline.feed_input(name, values)
 
     def pop(self) -> torch.Tensor:
         """Wait for the oldest batch: uint8 [B, S, S, 3] on the device, in memory of its own. Raises DECODE_ERRORS."""
@@ -168,6 +198,13 @@ class Decoder:
         )
         self._pipeline.release_outputs()
         return images
+
+    def skip(self) -> None:
+        """Wait for the oldest batch and drop it. Raises DECODE_ERRORS."""
+        if not self._started:
+            self._start()
+        self._pipeline.share_outputs()
+        self._pipeline.release_outputs()
 
     def _copy_from_gpu(self, output: Any) -> torch.Tensor:
         from nvidia.dali.plugin.pytorch import feed_ndarray

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrdc_hpc.config.schema import Data
-from hrdc_hpc.data import crops, order
+from hrdc_hpc.data import colour, crops, order
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,8 @@ class Samples:
     anchors_B2: crops.Ints
     shapes_B2: crops.Ints
     flips_B: crops.Ints
+    factors_B3: colour.Factors | None = None
+    """Of brightness, contrast and saturation; None: colours stay as they are."""
 
     @property
     def table_B6(self) -> NDArray[np.int64]:
@@ -75,11 +77,13 @@ class Plan:
         """Return what is drawn for these positions of an epoch."""
         indices_B = self._sampler.order(self._seed, epoch, self._stream)[positions_B]
         data = self._data
-        settings: dict[str, Any] = {
+        place: dict[str, Any] = {
             "seed": self._seed,
             "stream": self._stream,
             "epoch": epoch,
             "positions_B": positions_B,
+        }
+        settings = place | {
             "sizes_B2": self._sizes_N2[indices_B],
             "flip": data.flip,
         }
@@ -87,7 +91,7 @@ class Plan:
             drawn = crops.padded_crops(**settings, padding=data.crop_padding, side=data.image_size)
         else:
             drawn = crops.training_crops(**settings, scale=data.crop_scale, ratio=data.crop_ratio)
-        return Samples(epoch, positions_B, indices_B, *drawn)
+        return Samples(epoch, positions_B, indices_B, *drawn, colour.draw_factors(data.colour_jitter, **place))
 
     def samples_hash(self, step: int) -> str:
         """Hash over image numbers, crops and flips of the step's global batch; the same on any number of ranks."""

@@ -7,17 +7,25 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+from hrdc_hpc.config.schema import Loader
+
+N = TypeVar("N")
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
-    """Calls `make(number)` for every number, in order, at most `depth` results ahead of the consumer.
+def depth_of(loader: Loader, batch: int) -> int:
+    """Batches that are decoded ahead; unset, more where they are small: one slow image or read delays few others."""
+    return loader.prefetch or min(max(2, -(-64 // batch)), 8)
+
+
+class Ahead(Generic[N, T]):
+    """Calls `make` for every number (or whatever describes a result), in order, at most `depth` ahead of the consumer.
 
     An exception of `make` ends the sequence; `check` raises it. `close` ends the thread after the call of `make` that
     is under way.
     """
 
-    def __init__(self, make: Callable[[int], T], numbers: Iterable[int], depth: int) -> None:
+    def __init__(self, make: Callable[[N], T], numbers: Iterable[N], depth: int) -> None:
         """Start the thread."""
         self._make, self._numbers, self._depth = make, numbers, depth
         self._ready: deque[T] = deque()

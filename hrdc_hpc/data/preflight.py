@@ -10,12 +10,29 @@ def preflight(data: Data) -> None:
     """ValueError if the data set is plainly not there or wants other crops; fast: launch asks before it submits."""
     file = registry.module("hrdc_hpc.data.datasets", data.dataset.name)
     file.preflight(data.dataset.options if data.dataset.options is not None else file.Options())
+    refuse_staging(data)
     side: int | None = getattr(file, "SIDE", None)  # of small images in memory; encoded ones have sizes of their own
     if side is None:
         refuse_padded_crops(data, data.dataset.name)
     else:
+        refuse_decoded_cache(data, data.dataset.name)
         refuse_resized_crops(data, data.dataset.name)
         refuse_other_sizes(data, (side, side), data.dataset.name)
+
+
+def refuse_staging(data: Data) -> None:
+    """ValueError where a data set is to be copied to the nodes that is not packed."""
+    if data.staging is not None and data.dataset.name != "packed":
+        raise ValueError(
+            f"data.staging: only packed data sets are copied to the nodes; got {data.dataset.name}. Pack it (python -m"
+            " hrdc_hpc.pack) and set data.dataset: {name: packed, root: PACK}, or leave data.staging out."
+        )
+
+
+def refuse_decoded_cache(data: Data, whose: str) -> None:
+    """ValueError where small images in memory, which are pixels already, would have to be decoded."""
+    if data.decoded_cache is not None:
+        raise ValueError(f"data.decoded_cache: the images of {whose} lie in memory as pixels anyway. Leave it out.")
 
 
 def refuse_padded_crops(data: Data, whose: str) -> None:

@@ -24,6 +24,7 @@ from torch.nn import functional
 from hrdc_hpc.config.schema import Data
 from hrdc_hpc.data import order
 from hrdc_hpc.data.batch import DECODED, Batch, Pixels, blank_batch, decoded, to_device
+from hrdc_hpc.data.jitter import FACTORS, jittered
 from hrdc_hpc.data.pixels import PixelArray
 from hrdc_hpc.data.plan import Plan, Samples
 from hrdc_hpc.data.preflight import refuse_other_sizes, refuse_resized_crops
@@ -60,6 +61,13 @@ class _Epoch:
     """The columns that the device needs, of all positions, there."""
     counts_SC: Tensor
     """Images per class of the global batch of each step of the epoch, float32 on the device."""
+    factors_B3: Tensor | None
+    """Colour factors of all positions, on the device; None: no jitter."""
+
+    def pixels(self, mine: slice) -> Pixels:
+        """What the images at some positions are made of."""
+        rows = {SAMPLES: self.rows_B5[mine]}
+        return rows if self.factors_B3 is None else {**rows, FACTORS: self.factors_B3[mine]}
 
 
 class _Resident:
@@ -116,6 +124,8 @@ class ResidentTrainLoader(_Resident):
         """Steps of an epoch; what is left over is dropped, other images every epoch."""
         self._slice = order.rank_slice(rank, world_size, global_batch)
         self._canvas = Canvas(images.images_NHWC, data.crop_padding, device)
+        self._jitters = data.colour_jitter is not None
+        self._render = jittered(self._canvas.render) if self._jitters else self._canvas.render
         self._labels_N, self._classes, self._global, self._device = images.labels_N, classes, global_batch, device
         self._valid_B = torch.ones(self._slice.stop - self._slice.start, device=device)
         # two: the log asks for the epoch that has just ended
@@ -132,7 +142,10 @@ class ResidentTrainLoader(_Resident):
     def blank(self) -> Batch:
         """Return the first image again and again, in the place of this rank's images."""
         rows_B5 = torch.zeros(len(self._valid_B), 5, dtype=torch.int64, device=self._device)
-        batch = blank_batch({SAMPLES: rows_B5}, self._canvas.render, self._slice, self._classes, self._device)
+        pixels = {SAMPLES: rows_B5}
+        if self._jitters:
+            pixels[FACTORS] = torch.ones(len(self._valid_B), 3, device=self._device)
+        batch = blank_batch(pixels, self._render, self._slice, self._classes, self._device)
         # a column of the samples, as in every batch: for other strides the compiler would make another program
         return replace(batch, labels_B=rows_B5[:, _LABEL])
 
@@ -143,7 +156,14 @@ class ResidentTrainLoader(_Resident):
         counts_SC = np.zeros((self.steps_per_epoch, self._classes), np.float32)
         np.add.at(counts_SC, (samples.positions_B // self._global, labels_B), 1)
         rows_B5 = np.column_stack(columns).astype(np.int64)
-        return _Epoch(samples, samples.table_B6, to_device(rows_B5, self._device), to_device(counts_SC, self._device))
+        factors_B3 = samples.factors_B3
+        return _Epoch(
+            samples,
+            samples.table_B6,
+            to_device(rows_B5, self._device),
+            to_device(counts_SC, self._device),
+            None if factors_B3 is None else to_device(factors_B3, self._device),
+        )
 
     def _batch(self, step: int) -> Batch:
         number, step_in_epoch = divmod(step, self.steps_per_epoch)
@@ -152,8 +172,8 @@ class ResidentTrainLoader(_Resident):
         mine = slice(start + self._slice.start, start + self._slice.stop)
         rows_B5 = epoch.rows_B5[mine]
         return Batch(
-            pixels={SAMPLES: rows_B5},
-            render=self._canvas.render,
+            pixels=epoch.pixels(mine),
+            render=self._render,
             labels_B=rows_B5[:, _LABEL],
             valid_B=self._valid_B,
             positions_B=epoch.samples.positions_B[mine],

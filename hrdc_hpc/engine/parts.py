@@ -161,7 +161,7 @@ def build_parts(config: RunConfig, images: Images, processes: Processes, *, pois
             rank=processes.rank,
             world_size=processes.world_size,
             device=processes.device,
-            cores=processes.cores,
+            cores=max(1, processes.cores // len(method.streams)),
         )
         for stream in method.streams
     }

@@ -136,11 +136,13 @@ def pick_device(wanted: str, place: Place, gpus_per_node: int = 0) -> torch.devi
 
 
 def cores_of(place: Place) -> int:
-    """CPU cores for this rank: what the scheduler gave, else its share of the cores that the process may use."""
+    """CPU cores for this rank: what the scheduler gave, else its share of the cores that the process may use.
+
+    Never more than it may use: some sites bind a task to fewer cores than it was promised.
+    """
+    usable = len(os.sched_getaffinity(0))
     given = place.job.get("cpus_per_rank")
-    if given is not None:
-        return max(1, int(given))
-    return max(1, len(os.sched_getaffinity(0)) // place.local_world_size)
+    return max(1, min(int(given), usable) if given is not None else usable // place.local_world_size)
 
 
 def set_determinism(compute: Compute, device: torch.device) -> None:

@@ -20,6 +20,7 @@ from hrdc_hpc.engine.agreement import Agreement
 from hrdc_hpc.engine.announce import note_left_out
 from hrdc_hpc.engine.around import Around, Outcome
 from hrdc_hpc.engine.deadline import Deadline
+from hrdc_hpc.engine.decoding import decoded
 from hrdc_hpc.engine.faults import Faults
 from hrdc_hpc.engine.journal import Journal, RunJournal, SilentJournal, kept
 from hrdc_hpc.engine.loop import Run
@@ -29,6 +30,7 @@ from hrdc_hpc.engine.peers import Peers, Sign
 from hrdc_hpc.engine.place import Place, Stop, Stopped
 from hrdc_hpc.engine.processes import call_off, open_processes
 from hrdc_hpc.engine.profile import Profiler
+from hrdc_hpc.engine.staging import staging
 from hrdc_hpc.engine.startup import Startup
 from hrdc_hpc.engine.watchdog import OnLeave, Watchdog
 from hrdc_hpc.record.attempts import Attempt, begin_attempt
@@ -102,6 +104,9 @@ def _attempt(
         first_on_node = place.local_rank == 0
         images = open_images(config, processes, local_first=first_on_node, stop=stop, together=agreement.together)
         note_left_out(images, records)
+        stack.enter_context(staging(config.data, images, place, stop, records))
+        watchdog.at("decoding the training images", 0)
+        images = stack.enter_context(decoded(config.data, images, place, stop, processes.cores, agreement.together))
         startup.done("data set")
         watchdog.at("building the network", 0)
         parts = build_parts(config, images, processes, poisonable=faults.poisons)

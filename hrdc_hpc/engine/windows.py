@@ -21,6 +21,7 @@ from hrdc_hpc.config.schema import Measure, RunConfig
 from hrdc_hpc.data.batch import DECODED, Batch, to_device
 from hrdc_hpc.data.classes import ClassInfo
 from hrdc_hpc.data.index import ImageIndex
+from hrdc_hpc.data.prefetch import depth_of
 from hrdc_hpc.engine import hardware
 from hrdc_hpc.engine.around import Around
 from hrdc_hpc.engine.clock import IDLE
@@ -141,7 +142,9 @@ class Windows:
 
     def _forget_what_was_read_ahead(self) -> None:
         """Leave out batches that the loader made while others had the device: steps would have them for nothing."""
-        for _ in range(self.config.data.loader.prefetch + _READ_AHEAD):
+        # of the smallest share of a batch, which is read furthest ahead: all ranks leave out the same steps
+        images = self.config.optim.global_batch // self.processes.world_size
+        for _ in range(depth_of(self.config.data.loader, images) + _READ_AHEAD):
             self.around.watchdog.at("data", self.done)
             self._next()
 
@@ -183,7 +186,7 @@ def made_up(blank: Batch, classes: ClassInfo, config: RunConfig) -> Batch:
     device = blank.labels_B.device
     return replace(
         blank,
-        pixels={DECODED: torch.randint_like(blank.pixels[DECODED], 256)},
+        pixels={**blank.pixels, DECODED: torch.randint_like(blank.pixels[DECODED], 256)},
         labels_B=to_device(labels_G[blank.positions_B], device),
         class_counts_C=to_device(counts_C, device),
     )

@@ -19,7 +19,9 @@ _HEAD = 1 << 16
 _FILES = 50
 """Attempts that are looked back; more without a single evaluation are not worth the time."""
 _KIND = re.compile(rb'"kind": "(\w+)"')
-_WANTED = {"train": "train", "measure": "train", "eval": "evaluation", "checkpoint": "checkpoint"}
+_WANTED = {
+    "train": "train", "measure": "train", "eval": "evaluation", "checkpoint": "checkpoint", "staging": "staging",
+}  # fmt: skip
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Newest:
     """Of a measured run the 'measure' record of its last window, with steps in all."""
     evaluation: dict[str, Any] | None = None
     checkpoint: dict[str, Any] | None = None
+    staging: dict[str, Any] | None = None
+    """How far rank 0's node is with its copy of the data set; not looked for where the others are found."""
     marks: list[dict[str, Any]] = field(default_factory=list)
     """Phase marks and 'save' records of the newest attempt in its file's last part, in order."""
     whole: bool = True

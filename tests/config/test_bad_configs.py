@@ -180,6 +180,13 @@ def test_these_lines_have_one_problem_each(run_yaml: str) -> None:
          "4: data.shots.ranks: goes with by: rank; got by: images"),
         ("dataset: toy", "dataset: toy\n  shots: {by: ranks}", "4: data.shots.by: must be one of images, rank;"
          " got 'ranks'"),
+        ("dataset: toy", "dataset: toy\n  loader:\n    hardware: 0.65\ncompute: {deterministic: true}",
+         "5: data.loader.hardware: must be 0 or 1 with compute.deterministic: true, or pixels depend on the batch;"
+         " got 0.65"),
+        ("dataset: toy", "dataset: toy\n  loader: {hardware: 1.5}",
+         "4: data.loader.hardware: must be a number of at least 0 and at most 1; got 1.5"),
+        ("dataset: toy", "dataset: toy\n  colour_jitter: {brightness: -1}",
+         "4: data.colour_jitter.brightness: must be a number of at least 0; got -1"),
         ("name:", "cluster: {time_min: 1}\nname:", "1: cluster.signal_delay_s: must be below time_min (60 s); got 90"),
         ("name:", "cluster:\n  time_min: 24h\nname:", "2: cluster.time_min: must be a whole number above 0; got '24h'"),
         ("name:", "cluster:\n  sbatch: {--mem: 4G}\nname:", "2: cluster.sbatch: write options without dashes in"

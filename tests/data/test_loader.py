@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,50 @@ def test_the_hash_is_of_what_is_trained_on(straight, folder):
         assert loader.samples_hash(4) != loader.samples_hash(5)
     assert torch.equal(again.images_BHWC, straight[4].images_BHWC)
     assert not torch.equal(again.images_BHWC, straight[5].images_BHWC)
+
+
+# --- looking ahead
+
+
+class Prompt(ThreadPoolExecutor):
+    """Does at once what it is given; otherwise advice whose turn has passed is dropped, if the machine is that slow."""
+
+    def submit(self, *call: Any, **named: Any) -> Any:
+        future = super().submit(*call, **named)
+        wait([future])
+        return future
+
+
+def test_the_index_hears_of_images_long_before_they_are_read(folder, monkeypatch):
+    """40 images ahead, four batches; each batch once, in order, also where the range ends."""
+    said: list[tuple[int, ...]] = []
+    read: list[tuple[set[int], int]] = []
+    real = ImageIndex.read_into
+
+    def read_into(index, numbers, arrays):
+        read.append((set(np.asarray(numbers).tolist()), len(said)))
+        return real(index, numbers, arrays)
+
+    monkeypatch.setattr("hrdc_hpc.data.loader.ThreadPoolExecutor", Prompt)
+    monkeypatch.setattr(ImageIndex, "will_need", lambda _, numbers: said.append(tuple(numbers.tolist())))
+    monkeypatch.setattr(ImageIndex, "read_into", read_into)
+    data = folder_data(folder, loader=Loader(threads=1, look_ahead=40))
+    batches = taken(data)
+    assert said == [tuple(batch.indices_B.tolist()) for batch in batches]
+    for step, batch in enumerate(batches):
+        known = max(when for numbers, when in read if numbers <= set(batch.indices_B.tolist()))
+        assert known >= min(step + 4, STEPS)
+    said.clear()
+    taken(folder_data(folder, loader=Loader(threads=1, look_ahead=0)), 2, 4)
+    assert not said
+
+
+def test_what_goes_wrong_in_looking_ahead_reaches_the_consumer(folder, monkeypatch):
+    monkeypatch.setattr("hrdc_hpc.data.loader.ThreadPoolExecutor", Prompt)
+    monkeypatch.setattr(ImageIndex, "will_need", lambda *_: 1 / 0)
+    with train_loader(folder_data(folder)) as loader, pytest.raises(ZeroDivisionError):
+        list(loader.batches(0, STEPS))
+    assert hrdc_threads() == []
 
 
 # --- evaluation
@@ -333,8 +378,8 @@ def test_a_failure_that_no_image_causes_is_not_blamed_on_one(folder, monkeypatch
     with train_loader(folder_data(folder, on_bad_image="skip")) as loader:
         real = loader._new_decoder
 
-        def failing(batch):
-            decoder = real(batch)
+        def failing(batch, depth):
+            decoder = real(batch, depth)
             if batch > 1:
                 monkeypatch.setattr(decoder, "pop", lambda: (_ for _ in ()).throw(RuntimeError("out of luck")))
             return decoder

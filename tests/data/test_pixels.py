@@ -74,6 +74,34 @@ def test_evaluation_of_every_kind_of_image_is_torchvisions(kind, size, tmp_path)
 
 
 @pytest.mark.dali
+@pytest.mark.parametrize("kind", ["as it is", "grey", "cmyk", "rotated"])
+def test_photographs_of_every_kind_are_within_a_level(kind, shared_data, tmp_path):
+    """By mean at most 1 of 255, and 99 of 100 values within 8."""
+    folder, exif = tmp_path / "val" / "a", Image.Exif()
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+    exif[0x0112] = 6
+    photographs = sorted((shared_data / "flowers" / "val").rglob("*.jpg"))[::10]
+    assert len(photographs) == 10
+    for number, path in enumerate(photographs):
+        with Image.open(path) as image:
+            content = {
+                "as it is": path.read_bytes,
+                "grey": lambda image=image: jpeg(image.convert("L")),
+                "cmyk": lambda image=image: jpeg(image.convert("CMYK")),
+                "rotated": lambda image=image: jpeg(image.convert("RGB"), exif=exif),
+            }[kind]()
+        for made in (folder, tmp_path / "train" / "a"):
+            (made / f"{number}.jpg").write_bytes(content)
+    data = folder_data(tmp_path, image_size=224, eval_resize=256)
+    index, images = evaluated(data)
+    for number in range(10):
+        gap = np.abs(images[number] - by_torchvision(index.path(number), data))
+        assert gap.mean() <= 1
+        assert np.percentile(gap, 99) <= 8
+
+
+@pytest.mark.dali
 def test_training_crops_are_pils(shared_data):
     """Crop, antialiased resize, mirror: the crop is decoded alone, so chroma differs a little at its edges."""
     data = folder_data(shared_data / "flowers", image_size=96, eval_resize=96)

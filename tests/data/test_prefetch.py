@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from hrdc_hpc.data.prefetch import Ahead
+from hrdc_hpc.config.schema import Loader
+from hrdc_hpc.data.prefetch import Ahead, depth_of
 
 
 def take_all(ahead):
@@ -60,3 +61,9 @@ def test_close_ends_the_thread_at_once():
     assert time.monotonic() - start < 1
     assert threading.active_count() == before
     assert ahead.get(wait=True) is None
+
+
+@pytest.mark.parametrize(("batch", "depth"), [(256, 2), (32, 2), (31, 3), (16, 4), (8, 8), (1, 8)])
+def test_small_batches_are_decoded_further_ahead(batch, depth):
+    assert depth_of(Loader(), batch) == depth
+    assert depth_of(Loader(prefetch=3), batch) == 3

@@ -119,3 +119,20 @@ def test_ranks_on_two_hosts_find_each_other(two_hosts: list[str], tmp_path: Path
         for rank in ranks:
             rank.kill()
     assert said == [["3", "cable0"], ["3", "cable1"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks", "cores"),
+    [
+        (3, 2, 3),  # what the scheduler gave, though the mask is the node's
+        (64, 1, 6),  # promised more than the task was bound to
+        (None, 2, 3),
+        (None, 8, 1),
+    ],
+)
+def test_cores_are_those_that_the_rank_was_given_and_may_use(
+    given: int | None, ranks: int, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    place = Place(0, ranks, 0, ranks, tmp_path / "meet", {} if given is None else {"cpus_per_rank": given})
+    assert processes.cores_of(place) == cores

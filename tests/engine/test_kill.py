@@ -22,6 +22,8 @@ from small_cifar import SMALL_CIFAR, train_small_cifar
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILLS = 22
+COLOURFUL = ("data.colour_jitter={brightness: 0.3, contrast: 0.3, saturation: 0.3}",)
+"""Draws of every kind that the data makes."""
 
 
 def _begun(metrics: Path, phase: str, since: int) -> bool:
@@ -93,14 +95,16 @@ def _kill_and_compare(
 @pytest.mark.dali
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_killed_and_resumed_is_identical_to_straight(world_size: int, tmp_path: Path, digits: Path) -> None:
-    _kill_and_compare(world_size, KILLS, lambda name: make_run(tmp_path, digits, name, "optim.accumulation=2"))
+    _kill_and_compare(
+        world_size, KILLS, lambda name: make_run(tmp_path, digits, name, *COLOURFUL, "optim.accumulation=2")
+    )
 
 
 def test_the_full_engine_too(tmp_path: Path, cifar10: Path) -> None:
     """resnet32, fp16 and its loss scale, ghost norm, clipping, decay groups, images on the device, deterministic."""
 
     def make(name: str) -> Path:
-        config = loads(SMALL_CIFAR.format(name=name, root=cifar10), "test", [])
+        config = loads(SMALL_CIFAR.format(name=name, root=cifar10), "test", [*COLOURFUL])
         return RunFolder.create(tmp_path / name, config_text=to_yaml(config), manifest={}).path
 
     _kill_and_compare(2, 9, make, train_small_cifar)

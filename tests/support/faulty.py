@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,38 @@ def train_but_rank_1_fails(run: Path, place: Place, stop: Stop) -> None:
         step(self, number, batches)  # type: ignore[arg-type]
 
     trainer.Run._train_step = fail  # type: ignore[method-assign]
+    trainer.train(run, place, stop)
+
+
+def train_and_wait_for_the_copies(run: Path, place: Place, stop: Stop) -> None:
+    """Train; before the tenth step wait until every training image is read from this node."""
+    from hrdc_hpc.engine import trainer
+
+    step = trainer.Run._train_step
+
+    def wait(self: trainer.Run, number: int, batches: object) -> None:
+        files = self.parts.images.train.files  # type: ignore[union-attr]
+        while number == 10 and any(files.path(n) == files.source(n) for n in range(len(files.shards))):
+            time.sleep(0.01)
+        step(self, number, batches)  # type: ignore[arg-type]
+
+    trainer.Run._train_step = wait  # type: ignore[method-assign]
+    trainer.train(run, place, stop)
+
+
+def train_but_decoding_takes_long(run: Path, place: Place, stop: Stop) -> None:
+    """Train; each batch of the decoded cache takes a second."""
+    from hrdc_hpc.data import filling
+    from hrdc_hpc.engine import trainer
+
+    decoded = filling.Filler._decoded
+
+    def slow(self: filling.Filler, numbers: Sequence[int]) -> list[bytes]:
+        (run / "decodes").touch()
+        time.sleep(1)
+        return decoded(self, numbers)
+
+    filling.Filler._decoded = slow  # type: ignore[method-assign]
     trainer.train(run, place, stop)
 
 
