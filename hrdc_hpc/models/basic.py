@@ -8,9 +8,26 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+AVX2_BLOCK = 8
+"""Channels in a register; see ThinnedConv."""
+
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    kind = ThinnedConv if kernel == 1 and stride > 1 and inputs < AVX2_BLOCK else nn.Conv2d
+    return kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class ThinnedConv(nn.Conv2d):
+    """A strided 1x1 convolution, which takes the pixels that it needs before it computes.
+
+    oneDNN's gradient of the weights writes past its workspace where such a convolution has fewer than 8 input channels
+    in channels_last on a CPU with AVX2 and without AVX-512 (github.com/uxlfoundation/oneDNN issue 6035).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, outputs, ceil(H / stride), ceil(W / stride)]."""
+        down, across = self.stride
+        return functional.conv2d(x[:, :, ::down, ::across], self.weight)
 
 
 class Thinned(nn.Module):

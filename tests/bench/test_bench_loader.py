@@ -13,6 +13,8 @@ from hrdc_hpc import bench
 from hrdc_hpc.record.figures import number
 from tests.data.images import jpeg, picture
 
+pytestmark = pytest.mark.slow
+
 SHORT = ["loader", "--seconds", "0.05", "--rounds", "2", "--batch", "4", "compute.device=cpu", "data.image_size=32"]
 
 

@@ -23,6 +23,8 @@ from hrdc_hpc.record.folder import RunFolder
 
 from attempts import add_attempt, empty_run
 
+pytestmark = pytest.mark.slow
+
 RUNNING = {"JobState": "RUNNING", "PreemptTime": "None", "Reason": "None", "Requeue": "1", "ExcNodeList": "(null)"}
 
 

@@ -32,7 +32,7 @@ from ranks import Ranks, StopWhen
 from runs import make_run
 from steps import alone, config_of, parts_of, run_of
 
-pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.dali, pytest.mark.timeout(300)]
 
 ROUNDS, STEPS, WARM_UP = 2, 5, 1
 

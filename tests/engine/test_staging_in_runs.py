@@ -17,7 +17,7 @@ from faulty import train_and_wait_for_the_copies
 from ranks import Ranks, StopWhen
 from runs import differing, final_state, learnt, make_run
 
-pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.dali, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

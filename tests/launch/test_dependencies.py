@@ -13,6 +13,8 @@ from hrdc_hpc.record.folder import RunFolder
 
 from launching import SUMMARY, contents, launch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def counting(slurm: Path) -> None:

@@ -18,6 +18,8 @@ from hrdc_hpc.record.lease import Lease
 import launching
 from launching import SUMMARY, contents, launch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def submitting(place: Path, slurm: Path) -> Iterator[subprocess.Popen[str]]:

@@ -26,6 +26,8 @@ import launching
 from launching import contents, launch
 from sweeps import NAMES, SWEEP, elements_given, finish, queue
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 MANY_SBATCH = """#!/bin/bash
 echo call >> "$FAKE/calls"; number=$(wc -l < "$FAKE/calls"); cp "$1" "$FAKE/given-$number.sbatch"

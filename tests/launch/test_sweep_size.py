@@ -19,6 +19,8 @@ from hrdc_hpc.launch import main
 from launching import launch
 from sweeps import NAMES, SWEEP, elements_given, finish, queue
 
+pytestmark = pytest.mark.slow
+
 MANY_SBATCH = """#!/bin/bash
 echo call >> "$FAKE/calls"; number=$(wc -l < "$FAKE/calls"); cp "$1" "$FAKE/given-$number.sbatch"
 [ "$number" = "$(cat "$FAKE/refused" 2>/dev/null)" ] && { echo "sbatch: error: not today" >&2; exit 1; }

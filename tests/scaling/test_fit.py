@@ -74,6 +74,7 @@ def test_known_parameters_come_back_with_honest_errors() -> None:
     assert fitted.worst_error < 0.06
 
 
+@pytest.mark.slow
 def test_about_nine_of_ten_measured_runs_lie_in_the_range() -> None:
     held_out = [(16, 4, 64), (32, 4, 64), (8, 4, 16), (2, 4, 128)]
     truths = [(TRUTH, 0.01), (TRUTH, 0.05), (replace(TRUTH, between_s_per_byte=1 / 3e9), 0.02),

@@ -31,6 +31,8 @@ from hrdc_hpc.scaling.__main__ import main
 from launching import contents, hostile_place, make_believe_slurm
 from sweeps import elements_given, queue
 
+pytestmark = pytest.mark.slow
+
 SBATCH = """#!/bin/bash
 echo call >> "$FAKE/calls"; number=$(wc -l < "$FAKE/calls"); cp "$1" "$FAKE/given.sbatch"; cp "$1" "$FAKE/given-$number"
 [ "$number" = "$(cat "$FAKE/killed" 2>/dev/null)" ] && { kill -9 $PPID; exit 1; }
