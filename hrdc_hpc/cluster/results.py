@@ -15,7 +15,6 @@ from hrdc_hpc.cluster.timeline import account_of
 from hrdc_hpc.config.load import loads
 from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.record.metrics import read_raw
-from hrdc_hpc.record.table import accuracy_table, print_table
 
 TAIL_LINES = 30
 
@@ -33,6 +32,9 @@ def print_result(summary: Mapping[str, Any], run: Path) -> None:
         sys.stdout.write(f"{measured(summary)}\nrun folder: {run}\n")
         sys.stdout.flush()
         return
+    # only here: it imports rich, which a launch that only submits does without
+    from hrdc_hpc.record.table import accuracy_table, print_table
+
     what = "balanced test accuracy" if _trained_on_all(run) else "held-out accuracy"
     title = f"{what} after epoch {summary['epoch']}, step {summary['step']}"
     print_table(accuracy_table(summary["accuracy"], summary["primary"], title, summary.get("accuracy_ema")))

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from hrdc_hpc.config.types import NonNegativeFloat, options
 from hrdc_hpc.data.classes import ClassInfo
 from hrdc_hpc.losses.base import Loss, StepContext
-from hrdc_hpc.losses.factors import cdt_factors, require_images
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +42,8 @@ def build(options: Options, classes: ClassInfo, device: torch.device) -> Loss:
     """
     import torch
     from torch.nn import functional
+
+    from hrdc_hpc.losses.factors import cdt_factors, require_images
 
     require_images(classes, "cdt")
     factors_C = torch.tensor(cdt_factors(classes.counts_C, options.gamma), dtype=torch.float32, device=device)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from hrdc_hpc.config.types import NonNegativeFloat, options
 from hrdc_hpc.data.classes import ClassInfo
 from hrdc_hpc.losses.base import Loss, StepContext
-from hrdc_hpc.losses.factors import hierarchical_factors, require_images
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +41,8 @@ def build(options: Options, classes: ClassInfo, device: torch.device) -> Loss:
     """
     import torch
     from torch.nn import functional
+
+    from hrdc_hpc.losses.factors import hierarchical_factors, require_images
 
     require_images(classes, "hierarchical")
     factors = hierarchical_factors(classes.counts_C, classes.levels_C, options.gamma)
