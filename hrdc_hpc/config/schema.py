@@ -73,7 +73,7 @@ class Loader:
     threads: PositiveInt | None = None
     """Decoding threads per rank; unset: the cores that this rank was given."""
     prefetch: PositiveInt | None = None
-    """Batches decoded ahead; unset: 2, and where batches are small as many as have 64 images, at most 8."""
+    """Batches decoded ahead; unset: two runs of the decoder, each of at least 64 images and 8 for each thread."""
     look_ahead: NonNegativeInt = 512
     """Images whose bytes the system is told to read before their turn, per rank; packed data sets only. 0: none."""
     decoder: Literal["auto", "cpu", "gpu"] = "auto"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,9 +89,11 @@ class Feed:
             self.put_grey(place)
             self.replaced[place] = BadFile(paths[place], failure.reason)
 
-    def inputs(self) -> Inputs:
-        """Return what the pipeline takes."""
-        return Inputs(pack(self.encoded_B), self.geometry)
+
+def inputs_of(feeds: Sequence[Feed]) -> Inputs:
+    """Return what the pipeline takes of batches that are decoded together."""
+    geometry = {name: np.concatenate([feed.geometry[name] for feed in feeds]) for name in feeds[0].geometry}
+    return Inputs(pack([encoded for feed in feeds for encoded in feed.encoded_B]), geometry)
 
 
 class Buffers:

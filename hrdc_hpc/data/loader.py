@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,16 +23,24 @@ from numpy.typing import NDArray
 from hrdc_hpc.config.schema import Data
 from hrdc_hpc.data import crops, order
 from hrdc_hpc.data.batch import DECODED, Batch, blank_batch, decoded, to_device
-from hrdc_hpc.data.feed import GREY, GREY_SIDE, READERS, Buffers, Feed, announced, read
+from hrdc_hpc.data.feed import GREY, GREY_SIDE, READERS, Buffers, Feed, announced, inputs_of, read
 from hrdc_hpc.data.index import Failure, ImageIndex
 from hrdc_hpc.data.jitter import FACTORS, jittered
 from hrdc_hpc.data.pipeline import DECODE_ERRORS, Decoder, Inputs, check_decoder, decode_reason, pack
 from hrdc_hpc.data.plan import Plan
-from hrdc_hpc.data.prefetch import Ahead, depth_of
+from hrdc_hpc.data.prefetch import Ahead, runs_of
 from hrdc_hpc.data.preflight import refuse_padded_crops
 
-_FEEDS_AHEAD = 2
-"""Batches read ahead of those that DALI has."""
+_READ_AHEAD = 2
+"""Runs read ahead of those that DALI has."""
+
+
+Run = Sequence[Feed]
+"""Batches that are decoded together."""
+
+
+def _with_inputs(run: Run) -> tuple[Run, Inputs]:
+    return run, inputs_of(run)
 
 
 class _Loader:
@@ -51,11 +60,13 @@ class _Loader:
         self._index, self._data, self._classes = index, data, classes
         self._batch, self._training, self._device = batch, training, device
         self._threads = data.loader.threads or cores
-        self.depth = depth_of(data.loader, batch)
-        """Batches that are decoded ahead."""
+        self.runs = runs_of(data.loader, batch, self._threads)
+        """How batches are decoded ahead."""
         self._render = jittered(decoded) if training and data.colour_jitter else decoded
         check_decoder(data.loader, device)
         self._decoder: Decoder | None = None
+        self._end: Exception | None = None
+        """What the iteration ends with behind the runs that wait."""
         self._running: weakref.ref[Generator[Batch]] | None = None
         self.skipped: Counter[str] = Counter()
         """How often a file was replaced by grey of weight 0 in this rank's batches (data.on_bad_image: skip)."""
@@ -104,75 +115,109 @@ class _Loader:
         return batches
 
     def _iterate(self, describe: Callable[[int], Feed], numbers: range) -> Generator[Batch]:
-        buffers, waiting = Buffers(), deque[Feed]()
-        skip = self._data.on_bad_image == "skip"
+        buffers, waiting = Buffers(), deque[Run]()
+        self._end = None
         with (
             ThreadPoolExecutor(READERS, "hrdc-read") as readers,
             ThreadPoolExecutor(1, "hrdc-advise") as adviser,
         ):
-
-            def make(feed: Feed) -> tuple[Feed, Inputs]:
-                read(feed, self._index, buffers, readers, skip=skip)
-                return feed, feed.inputs()
-
             feeds = announced(map(describe, numbers), self._index, adviser, self._data.loader.look_ahead)
-            ahead = Ahead(make, feeds, _FEEDS_AHEAD)
+            # besides what is ready one more run is read, before there is room for it
+            ahead = Ahead(_with_inputs, self._read_runs(feeds, buffers, readers), _READ_AHEAD - 1)
             try:
-                self._top_up(ahead, waiting, at_least=self.depth)
+                self._top_up(ahead, waiting, at_least=self.runs.depth)
                 while waiting:
                     images = self._pop(waiting)
-                    feed = waiting.popleft()
-                    buffers.give(feed.buffer)
-                    self._top_up(ahead, waiting, at_least=0)
-                    self.skipped.update(bad.name for bad in feed.replaced.values())
-                    self.reasons |= {bad.name: bad.reason for bad in feed.replaced.values()}
-                    yield self._to_batch(feed, images)
+                    run = waiting.popleft()
+                    for feed in run:
+                        buffers.give(feed.buffer)
+                    for feed, images_BHWC in zip(run, images.chunk(len(run)), strict=True):
+                        self._top_up(ahead, waiting, at_least=0)
+                        self.skipped.update(bad.name for bad in feed.replaced.values())
+                        self.reasons |= {bad.name: bad.reason for bad in feed.replaced.values()}
+                        yield self._to_batch(feed, images_BHWC)
                     self._top_up(ahead, waiting, at_least=1)
+                if self._end is not None:
+                    raise self._end
                 ahead.check()
             finally:
                 ahead.close()
                 if waiting:
                     self._drop_decoder()
 
-    def _top_up(self, ahead: Ahead[Feed, tuple[Feed, Inputs]], waiting: deque[Feed], *, at_least: int) -> None:
-        """Hand DALI what is ready, up to its depth; wait only for the first `at_least` batches."""
-        while len(waiting) < self.depth:
+    def _read_runs(self, feeds: Iterator[Feed], buffers: Buffers, readers: ThreadPoolExecutor) -> Iterator[Run]:
+        """Read what is decoded together. An error comes behind all that could be read before it."""
+        error: Exception | None = None
+        while error is None:
+            run: list[Feed] = []
+            try:
+                for feed in islice(feeds, self.runs.batches):
+                    read(feed, self._index, buffers, readers, skip=self._data.on_bad_image == "skip")
+                    run.append(feed)
+            except Exception as caught:  # noqa: BLE001 - raised below
+                error = caught
+            if run:
+                yield run
+            elif error is None:
+                return
+        raise error
+
+    def _top_up(self, ahead: Ahead[Run, tuple[Run, Inputs]], waiting: deque[Run], *, at_least: int) -> None:
+        """Hand DALI what is ready, up to its depth; wait only for the first `at_least` runs."""
+        while len(waiting) < self.runs.depth and self._end is None:
             ready = ahead.get(wait=len(waiting) < at_least)
             if ready is None:
                 return
-            feed, inputs = ready
-            waiting.append(feed)
+            run, inputs = ready
+            waiting.append(run)
             if self._decoder is not None:
                 try:
                     self._decoder.push(inputs)
                 except DECODE_ERRORS:
-                    self._drop_decoder()  # an earlier batch killed it: _pop begins again with all that wait
+                    self._drop_decoder()  # an earlier run killed it: _pop begins again with all that wait
 
-    def _pop(self, waiting: deque[Feed]) -> torch.Tensor:
+    def _pop(self, waiting: deque[Run]) -> torch.Tensor:
         while True:
             try:
                 if self._decoder is None:
-                    self._decoder = self._new_decoder(self._batch, self.depth)
-                    for feed in waiting:
-                        self._decoder.push(feed.inputs())
+                    self._decoder = self._new_decoder(self._batch * self.runs.batches, self.runs.depth)
+                    for run in waiting:
+                        self._decoder.push(inputs_of(run))
                 return self._decoder.pop()
             except DECODE_ERRORS as error:
-                # the pipeline is dead: make the batch good, then begin again with everything that was under way
+                # the pipeline is dead: make the run good, then begin again with everything that was under way
                 self._drop_decoder()
                 self._repair(waiting, error)
+                if not waiting:
+                    assert self._end is not None
+                    raise self._end from error
 
-    def _repair(self, waiting: deque[Feed], error: Exception) -> None:
-        """Replace the undecodable images of the oldest batch that has any.
+    def _repair(self, waiting: deque[Run], error: Exception) -> None:
+        """Replace the undecodable images of the oldest run that has any.
 
-        Raises DataError naming them (data.on_bad_image: stop), RuntimeError if none has.
+        Where images may not be replaced (data.on_bad_image: stop) `waiting` is cut before the first batch that has any,
+        and the iteration ends behind what is left with an error that names them. Raises RuntimeError if none has any.
         """
-        for feed in waiting:
-            bad = self._undecodable(feed)
-            if bad:
-                feed.replace(self._index, bad, skip=self._data.on_bad_image == "skip", verb="decoded")
+        skip = self._data.on_bad_image == "skip"
+        for place, run in enumerate(waiting):
+            mended = False
+            for number, feed in enumerate(run):
+                bad = self._undecodable(feed)
+                if not bad:
+                    continue
+                mended = True
+                try:
+                    feed.replace(self._index, bad, skip=skip, verb="decoded")
+                except ValueError as named:
+                    self._end = named
+                    before = [*list(waiting)[:place], run[:number]]
+                    waiting.clear()
+                    waiting.extend(run for run in before if run)
+                    return
+            if mended:
                 return
         raise RuntimeError(
-            f"{waiting[0].place}: DALI failed, although each image of the batch decodes alone: {error}"
+            f"{waiting[0][0].place}: DALI failed, although each image of the batch decodes alone: {error}"
         ) from error
 
     def _undecodable(self, feed: Feed) -> dict[int, Failure]:

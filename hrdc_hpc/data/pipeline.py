@@ -122,7 +122,7 @@ def check_decoder(loader: Loader, device: torch.device) -> None:
 
 
 class Decoder:
-    """A running pipeline: `push` batches, `pop` their images in the same order.
+    """A running pipeline: `push` batches of at most `batch` images, `pop` their images in the same order.
 
     Up to `depth` batches may be under way. After an error of `pop` only `close` is of use.
     """
@@ -153,7 +153,7 @@ class Decoder:
             until=until,
         )
         self._fed = _FED.get(until)
-        self._shape = (batch, image_size, image_size, 3)
+        self._shape = (image_size, image_size, 3)
         self._side: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
         self._first: list[Inputs] = []
         self._started = False
@@ -213,7 +213,7 @@ class Decoder:
         # mean to wait for the training step that is queued on the current stream.
         assert self._side is not None
         with torch.cuda.stream(self._side):
-            images = torch.empty(self._shape, dtype=torch.uint8, device=self._device)
+            images = torch.empty((len(output), *self._shape), dtype=torch.uint8, device=self._device)
             feed_ndarray(output.as_tensor(), images, cuda_stream=self._side)
         self._side.synchronize()
         images.record_stream(torch.cuda.current_stream(self._device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from hrdc_hpc.config.schema import Loader
@@ -13,9 +14,33 @@ N = TypeVar("N")
 T = TypeVar("T")
 
 
-def depth_of(loader: Loader, batch: int) -> int:
-    """Batches that are decoded ahead; unset, more where they are small: one slow image or read delays few others."""
-    return loader.prefetch or min(max(2, -(-64 // batch)), 8)
+_IMAGES = 64
+_IMAGES_PER_THREAD = 8
+"""The fewest in a run of the decoder. Its threads wait for each other at the end of every operator of a run."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How batches are decoded ahead."""
+
+    batches: int
+    """Batches that are decoded together, in one run of the decoder."""
+    depth: int
+    """Runs under way."""
+
+    @property
+    def ahead(self) -> int:
+        """The most batches that are decoded, or about to be, while one is trained on."""
+        return self.batches * (self.depth + 1)
+
+
+def runs_of(loader: Loader, batch: int, threads: int) -> Runs:
+    """Return how batches of so many images are decoded by so many threads; loader.prefetch bounds it."""
+    batches = -(-max(_IMAGES, _IMAGES_PER_THREAD * threads) // batch)
+    if loader.prefetch is None:
+        return Runs(batches, 2)
+    batches = min(batches, max(1, loader.prefetch // 2))
+    return Runs(batches, loader.prefetch // batches)
 
 
 class Ahead(Generic[N, T]):

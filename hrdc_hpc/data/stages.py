@@ -20,16 +20,16 @@ from typing import Any
 import torch
 
 from hrdc_hpc.config.schema import Data
-from hrdc_hpc.data.feed import READERS, Buffers, Feed, read
+from hrdc_hpc.data.feed import READERS, Buffers, Feed, inputs_of, read
 from hrdc_hpc.data.index import ImageIndex
 from hrdc_hpc.data.loader import TrainLoader
 from hrdc_hpc.data.order import Sampler
 from hrdc_hpc.data.pipeline import Decoder, Inputs, Until
 
 HELD = 4
-"""Batches whose bytes are held for the stages that decode; they are taken again and again."""
+"""Runs of the decoder whose bytes are held for the stages that decode; they are taken again and again."""
 _WARM_UP = 2
-"""Batches that are not timed at the start of a turn, beside those that lie ready."""
+"""Runs that are not timed at the start of a turn, beside those that lie ready."""
 _END = 10**9
 
 
@@ -92,10 +92,14 @@ class Stages:
         def run(seconds: float) -> Turn:
             with self._make_loader(threads) as loader:
                 batches = loader.batches(self._step, _END)
+
+                def work() -> int:  # whole runs: the batches of one come at once
+                    return sum(len(next(batches).labels_B) for _ in range(loader.runs.batches))
+
                 # what lay ready would come at once
-                for _ in range(loader.depth + _WARM_UP):
-                    next(batches)
-                turn = timed(lambda: len(next(batches).labels_B), seconds)
+                for _ in range(loader.runs.depth + _WARM_UP):
+                    work()
+                turn = timed(work, seconds)
                 batches.close()  # type: ignore[attr-defined]  # a generator
             self._step += turn.images // self._batch
             return turn
@@ -133,7 +137,7 @@ class Stages:
                 feed = self._loader.describe(next(steps))
                 self._index.will_need(feed.indices_B)
                 take(feed)
-                feed.inputs()
+                inputs_of([feed])
                 return self._batch
 
             return timed(work, seconds)
@@ -141,23 +145,26 @@ class Stages:
     def _in_memory(self) -> list[Feed]:
         if not self._held:
             with ThreadPoolExecutor(READERS) as readers:
-                for step in range(HELD):
+                for step in range(HELD * self._loader.runs.batches):
                     feed = self._loader.describe(step)
                     read(feed, self._index, Buffers(), readers, skip=True)
                     self._held.append(feed)
         return self._held
 
     def _decode(self, until: Until, seconds: float) -> Turn:
-        inputs: Iterator[Inputs] = itertools.cycle([feed.inputs() for feed in self._in_memory()])
+        held, together = self._in_memory(), self._loader.runs.batches
+        inputs: Iterator[Inputs] = itertools.cycle(
+            [inputs_of(held[first : first + together]) for first in range(0, len(held), together)]
+        )
         decoder = Decoder(
-            training=True, image_size=self._data.image_size, batch=self._batch, device=self._device,
+            training=True, image_size=self._data.image_size, batch=self._batch * together, device=self._device,
             threads=self._threads, depth=2, loader=self._data.loader, until=until,
         )  # fmt: skip
 
         def work() -> int:
             decoder.skip()
             decoder.push(next(inputs))
-            return self._batch
+            return self._batch * together
 
         decoder.push(next(inputs))
         decoder.push(next(inputs))

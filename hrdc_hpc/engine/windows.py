@@ -21,7 +21,7 @@ from hrdc_hpc.config.schema import Measure, RunConfig
 from hrdc_hpc.data.batch import DECODED, Batch, to_device
 from hrdc_hpc.data.classes import ClassInfo
 from hrdc_hpc.data.index import ImageIndex
-from hrdc_hpc.data.prefetch import depth_of
+from hrdc_hpc.data.prefetch import runs_of
 from hrdc_hpc.engine import hardware
 from hrdc_hpc.engine.around import Around
 from hrdc_hpc.engine.clock import IDLE
@@ -34,7 +34,7 @@ from hrdc_hpc.record.measurement import Share, Variant
 _ENDLESS = 1 << 40
 """Steps of a stream that nobody takes to its end."""
 _READ_AHEAD = 2
-"""Batches that a loader reads besides those that it decodes ahead (data/loader.py)."""
+"""Runs that a loader reads besides those that it decodes ahead (data/loader.py)."""
 _TRIAL = 3
 """Timed steps of the window that says how long a step takes."""
 _FEWEST = 5
@@ -71,6 +71,8 @@ class Windows:
         self._streams: list[Iterator[Batch]] = []
         self._resident: dict[str, Batch] = {}
         self._waited_s = 0.0
+        self._read_ahead = max(processes.everybody(read_ahead(config, processes)))
+        """Batches that the loader of the rank that is furthest ahead may have read: all ranks leave out as many."""
 
     @property
     def reads(self) -> bool:
@@ -142,9 +144,7 @@ class Windows:
 
     def _forget_what_was_read_ahead(self) -> None:
         """Leave out batches that the loader made while others had the device: steps would have them for nothing."""
-        # of the smallest share of a batch, which is read furthest ahead: all ranks leave out the same steps
-        images = self.config.optim.global_batch // self.processes.world_size
-        for _ in range(depth_of(self.config.data.loader, images) + _READ_AHEAD):
+        for _ in range(self._read_ahead):
             self.around.watchdog.at("data", self.done)
             self._next()
 
@@ -176,6 +176,13 @@ class Windows:
 def length(told: Measure, step_s: float) -> int:
     """Timed steps of a window, for the time of one step in seconds."""
     return max(min(_FEWEST, told.steps), min(told.steps, int(told.window_s / max(step_s, 1e-9))))
+
+
+def read_ahead(config: RunConfig, processes: Processes) -> int:
+    """Return how many batches this rank's loader may have read while nobody took any."""
+    loader, images = config.data.loader, config.optim.global_batch // processes.world_size
+    runs = runs_of(loader, images, loader.threads or processes.cores)
+    return runs.ahead + _READ_AHEAD * runs.batches
 
 
 def made_up(blank: Batch, classes: ClassInfo, config: RunConfig) -> Batch:

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from hrdc_hpc.config.schema import Loader
-from hrdc_hpc.data.prefetch import Ahead, depth_of
+from hrdc_hpc.data.prefetch import Ahead, Runs, runs_of
 
 
 def take_all(ahead):
@@ -63,7 +63,18 @@ def test_close_ends_the_thread_at_once():
     assert ahead.get(wait=True) is None
 
 
-@pytest.mark.parametrize(("batch", "depth"), [(256, 2), (32, 2), (31, 3), (16, 4), (8, 8), (1, 8)])
-def test_small_batches_are_decoded_further_ahead(batch, depth):
-    assert depth_of(Loader(), batch) == depth
-    assert depth_of(Loader(prefetch=3), batch) == 3
+@pytest.mark.parametrize(
+    ("batch", "threads", "batches"),
+    [(256, 2, 1), (64, 8, 1), (63, 8, 2), (32, 2, 2), (32, 16, 4), (16, 12, 6), (1, 1, 64)],
+)
+def test_small_batches_are_decoded_together(batch, threads, batches):
+    assert runs_of(Loader(), batch, threads) == Runs(batches, 2)
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "runs"),
+    [(1, Runs(1, 1)), (2, Runs(1, 2)), (3, Runs(1, 3)), (4, Runs(2, 2)), (9, Runs(4, 2)), (16, Runs(4, 4))],
+)
+def test_prefetch_bounds_what_is_decoded_ahead(prefetch, runs):
+    assert runs_of(Loader(prefetch=prefetch), 32, 16) == runs
+    assert runs.batches * runs.depth <= prefetch
