@@ -120,7 +120,7 @@ class _Loader:
             try:
                 self._top_up(ahead, waiting, at_least=self.depth)
                 while waiting:
-                    images = self._pop(waiting)
+                    images = self._pop(ahead, waiting)
                     feed = waiting.popleft()
                     buffers.give(feed.buffer)
                     self._top_up(ahead, waiting, at_least=0)
@@ -148,10 +148,12 @@ class _Loader:
                 except DECODE_ERRORS:
                     self._drop_decoder()  # an earlier batch killed it: _pop begins again with all that wait
 
-    def _pop(self, waiting: deque[Feed]) -> torch.Tensor:
+    def _pop(self, ahead: Ahead[Feed, tuple[Feed, Inputs]], waiting: deque[Feed]) -> torch.Tensor:
         while True:
             try:
                 if self._decoder is None:
+                    # a new decoder must begin with all that its depth holds: see Decoder.push
+                    self._top_up(ahead, waiting, at_least=self.depth)
                     self._decoder = self._new_decoder(self._batch, self.depth)
                     for feed in waiting:
                         self._decoder.push(feed.inputs())
