@@ -127,7 +127,7 @@ class _Loader:
             try:
                 self._top_up(ahead, waiting, at_least=self.runs.depth)
                 while waiting:
-                    images = self._pop(waiting)
+                    images = self._pop(ahead, waiting)
                     run = waiting.popleft()
                     for feed in run:
                         buffers.give(feed.buffer)
@@ -176,10 +176,12 @@ class _Loader:
                 except DECODE_ERRORS:
                     self._drop_decoder()  # an earlier run killed it: _pop begins again with all that wait
 
-    def _pop(self, waiting: deque[Run]) -> torch.Tensor:
+    def _pop(self, ahead: Ahead[Run, tuple[Run, Inputs]], waiting: deque[Run]) -> torch.Tensor:
         while True:
             try:
                 if self._decoder is None:
+                    # a new decoder must begin with all that its depth holds: see Decoder.push
+                    self._top_up(ahead, waiting, at_least=self.runs.depth)
                     self._decoder = self._new_decoder(self._batch * self.runs.batches, self.runs.depth)
                     for run in waiting:
                         self._decoder.push(inputs_of(run))

@@ -124,7 +124,8 @@ def check_decoder(loader: Loader, device: torch.device) -> None:
 class Decoder:
     """A running pipeline: `push` batches of at most `batch` images, `pop` their images in the same order.
 
-    Up to `depth` batches may be under way. After an error of `pop` only `close` is of use.
+    Up to `depth` batches may be under way. Where the first `pop` comes before `depth` batches were pushed, the next
+    `push` must wait until all of them have come out. After an error of `pop` only `close` is of use.
     """
 
     def __init__(
@@ -158,6 +159,8 @@ class Decoder:
         self._first: list[Inputs] = []
         self._started = False
         self._fillers = 0
+        self._before_fillers = 0
+        """Batches that must come out before the fillers do."""
 
     def push(self, inputs: Inputs) -> None:
         """Begin a batch."""
@@ -166,6 +169,7 @@ class Decoder:
             if len(self._first) == self.depth:
                 self._start()
             return
+        assert not (self._fillers and self._before_fillers), "a batch that was not taken out is in front of the fillers"
         while self._fillers:
             self._pipeline.share_outputs()
             self._pipeline.release_outputs()
@@ -175,7 +179,8 @@ class Decoder:
 
     def _start(self) -> None:
         # DALI's first run asks for `depth` batches at once; where there are fewer, the last is run again and dropped
-        self._fillers = self.depth - len(self._first)
+        self._before_fillers = len(self._first)
+        self._fillers = self.depth - self._before_fillers
         for number in range(self.depth):
             self._feed(self._first[min(number, len(self._first) - 1)])
         self._started = True
@@ -196,7 +201,7 @@ class Decoder:
         images = (
             self._copy_from_gpu(output) if self._side is not None else torch.from_numpy(np.array(output.as_array()))
         )
-        self._pipeline.release_outputs()
+        self._release()
         return images
 
     def skip(self) -> None:
@@ -204,7 +209,11 @@ class Decoder:
         if not self._started:
             self._start()
         self._pipeline.share_outputs()
+        self._release()
+
+    def _release(self) -> None:
         self._pipeline.release_outputs()
+        self._before_fillers = max(0, self._before_fillers - 1)
 
     def _copy_from_gpu(self, output: Any) -> torch.Tensor:
         from nvidia.dali.plugin.pytorch import feed_ndarray

@@ -21,6 +21,7 @@ from hrdc_hpc.data import feed
 from hrdc_hpc.data.batch import Batch
 from hrdc_hpc.data.index import DataError, ImageIndex, open_split
 from hrdc_hpc.data.loader import EvalLoader, TrainLoader
+from hrdc_hpc.data.prefetch import Ahead
 from hrdc_hpc.data.samplers import uniform
 from tests.data.images import encoded, folder_data, jpeg, picture
 
@@ -295,6 +296,28 @@ def test_a_bad_image_is_skipped_and_counted(kind, prefetch, own, straight):
         assert torch.equal(ours.labels_B, theirs.labels_B)
         assert torch.equal(ours.class_counts_C, theirs.class_counts_C)
         assert np.array_equal(ours.indices_B, theirs.indices_B)
+
+
+@pytest.mark.parametrize("prefetch", [3, 4, 8])
+def test_images_stay_with_their_labels_where_reads_are_slow_after_a_bad_image(
+    prefetch, own, folder, straight, monkeypatch
+):
+    """The new decoder begins with fewer batches than it holds, and more come later."""
+    data = folder_data(own, on_bad_image="skip", loader=Loader(threads=1, prefetch=prefetch))
+    number = int(straight[1].indices_B[0])
+    slow, real = True, Ahead.get
+    monkeypatch.setattr(Ahead, "get", lambda ahead, *, wait: None if slow and not wait else real(ahead, wait=wait))
+    with train_loader(data) as loader:
+        path = Path(loader._index.path(number))
+        path.write_bytes(b"\0" * path.stat().st_size)
+        batches = []
+        for batch in loader.batches(0, STEPS + 8):
+            batches.append(batch)
+            slow = batch.step < 1
+        assert loader.skipped[str(path)] == sum(number in batch.indices_B for batch in batches)
+    for ours, theirs in zip(batches, taken(folder_data(folder), 0, STEPS + 8), strict=True):
+        good = torch.from_numpy(ours.indices_B != number)
+        assert torch.equal(ours.images_BHWC[good], theirs.images_BHWC[good])
 
 
 def test_several_bad_images_in_one_batch_are_all_named(own, straight):

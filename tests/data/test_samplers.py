@@ -158,6 +158,7 @@ def test_progressive_goes_from_instances_to_classes():
     start, end = make("progressive").probabilities(0), make("progressive").probabilities(EPOCHS - 1)
     assert start == pytest.approx(COUNTS / COUNTS.sum())
     assert end == pytest.approx(np.full(len(COUNTS), 1 / len(COUNTS)))
+    assert make("progressive").probabilities(EPOCHS) == pytest.approx(end)  # only measurements go on so long
     assert make("progressive", epochs=1).probabilities(0) == pytest.approx(start)
 
 

@@ -43,7 +43,8 @@ def build(
     by_class_C = (counts_C > 0) / np.count_nonzero(counts_C)
 
     def shares(epoch: int) -> NDArray[np.float64]:
-        passed = epoch / (epochs - 1) if epochs > 1 else 0.0
+        # measurements go on beyond the last epoch
+        passed = min(1.0, epoch / (epochs - 1)) if epochs > 1 else 0.0
         return np.asarray((1 - passed) * by_image_C + passed * by_class_C)
 
     return ByClass(labels_N, counts_C, shares)
