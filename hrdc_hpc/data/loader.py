@@ -331,14 +331,21 @@ class TrainLoader(_Loader):
             positions_B=samples.positions_B,
             indices_B=samples.indices_B,
             counts_C=self._plan.counts(indices_G),
-            geometry={"anchor": samples.anchors_B2, "shape": samples.shapes_B2, "flip": samples.flips_B},
+            geometry={
+                "indexed": _indexed(self._index, samples.indices_B),
+                "anchor": samples.anchors_B2,
+                "shape": samples.shapes_B2,
+                "flip": samples.flips_B,
+            },
             samples_B6=samples.table_B6,
             factors_B3=samples.factors_B3,
             grey_geometry=_GREY_CROP,
         )
 
 
+_GREY_SHAPE = np.array([GREY_SIDE, GREY_SIDE, 3], np.int32)
 _GREY_CROP: Mapping[str, NDArray[Any]] = {
+    "indexed": _GREY_SHAPE,
     "anchor": np.zeros(2, np.int32),
     "shape": np.full(2, GREY_SIDE, np.int32),
     "flip": np.zeros((), np.int32),
@@ -372,7 +379,7 @@ class EvalLoader(_Loader):
         self.rounds = -(-number // world_size)
         """Batches of the rank that has most: all ranks can meet this often."""
         size_12, anchor_12 = self._geometry(np.full((1, 2), GREY_SIDE, np.int32))
-        self._grey_geometry = {"size": size_12[0], "anchor": anchor_12[0]}
+        self._grey_geometry = {"indexed": _GREY_SHAPE, "size": size_12[0], "anchor": anchor_12[0]}
 
     def batches(self) -> Iterator[Batch]:
         """Yield this rank's batches. An image that cannot be used raises as in training."""
@@ -399,11 +406,16 @@ class EvalLoader(_Loader):
             counts_C=np.bincount(self._index.labels_N[indices_B[indices_B >= 0]], minlength=self._classes).astype(
                 np.float32
             ),
-            geometry={"size": size_B2, "anchor": anchor_B2},
+            geometry={"indexed": _indexed(self._index, indices_B), "size": size_B2, "anchor": anchor_B2},
             samples_B6=np.empty((0, 6), np.int64),
             factors_B3=None,
             grey_geometry=self._grey_geometry,
         )
+
+
+def _indexed(index: ImageIndex, indices_B: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return height, width and 3 of each image: int32 [B, 3]; anything for padding."""
+    return np.concatenate([index.sizes_N2[indices_B], np.full((len(indices_B), 1), 3)], axis=1).astype(np.int32)
 
 
 def _check_labels(index: ImageIndex, classes: int) -> None:
