@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrdc_hpc.data.colour import Factors
+from hrdc_hpc.data.headers import size_in_memory
 from hrdc_hpc.data.index import BadFile, Bytes, Failure, ImageIndex, unusable
-from hrdc_hpc.data.pipeline import Inputs, pack
+from hrdc_hpc.data.pipeline import ANOTHER_SIZE, NOT_AN_IMAGE, Inputs, pack
 
 READERS = 4
 """Threads that read files, per rank."""
@@ -158,6 +159,9 @@ def read(feed: Feed, index: ImageIndex, buffers: Buffers, readers: ThreadPoolExe
         for part, failed in zip(parts, failures, strict=True)
         for place, failure in failed.items()
     }
+    unfit = _unfit(
+        feed, {place: array for place, array in zip(places.tolist(), arrays, strict=True) if place not in bad}
+    )
     feed.encoded_B = [GREY] * len(feed.indices_B)
     for place, array in zip(places.tolist(), arrays, strict=True):
         feed.encoded_B[place] = array
@@ -165,3 +169,18 @@ def read(feed: Feed, index: ImageIndex, buffers: Buffers, readers: ThreadPoolExe
         feed.put_grey(place)
     if bad:
         feed.replace(index, bad, skip=skip, verb="read")
+    if unfit:
+        feed.replace(index, unfit, skip=skip, verb="decoded")
+
+
+def _unfit(feed: Feed, arrays: Mapping[int, Bytes]) -> dict[int, Failure]:
+    """{place: why} of the images that DALI must not be given: see size_in_memory."""
+    anchors_B2, shapes_B2 = feed.geometry["anchor"], feed.geometry.get("shape")
+    unfit: dict[int, Failure] = {}
+    for place, array in arrays.items():
+        size = size_in_memory(memoryview(array))  # type: ignore[arg-type]  # numpy arrays are buffers
+        if size is None:
+            unfit[place] = Failure(NOT_AN_IMAGE)
+        elif shapes_B2 is not None and (anchors_B2[place] + shapes_B2[place] > size).any():
+            unfit[place] = Failure(ANOTHER_SIZE)
+    return unfit

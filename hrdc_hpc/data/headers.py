@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import IO
 
@@ -14,6 +15,12 @@ REFUSED = (".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".jp2", "
 """Endings of images that are not read: an error rather than a silently smaller data set."""
 
 _TAIL = 4096
+_JPEG_BEGIN = b"\xff\xd8"
+_PNG_BEGIN = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+"""Bits per sample that there are, by colour type."""
+_NOT_SOF = (0xC4, 0xC8, 0xCC)
+_PPM = re.compile(rb"P6\s+(\d+)\s+(\d+)\s+255\s")
 _JPEG_END = b"\xff\xd9"
 _PNG_END = b"IEND\xae\x42\x60\x82"
 
@@ -63,3 +70,58 @@ def check(file: IO[bytes], length: int) -> tuple[int, int]:
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadImageError(f"damaged header: {error}") from error
     raise BadImageError(f"truncated: no end-of-image marker in its {length} bytes")
+
+
+def size_in_memory(content: memoryview) -> tuple[int, int] | None:
+    """Return (height, width) of an encoded image as the decoder finds them, or None where it would find none.
+
+    DALI (2.4) crashes the process, rather than raise, where a header in a large batch cannot be read: its main thread
+    leaves while its other threads are still at the batch. So what it reads of a header is read here before it does.
+    """
+    begin = bytes(content[:24])
+    if begin.startswith(_JPEG_BEGIN):
+        return _jpeg_size(content)
+    if begin.startswith(_PNG_BEGIN):
+        return _png_size(content)
+    ppm = _PPM.match(begin)  # of a decoded cache
+    return (int(ppm[2]), int(ppm[1])) if ppm else None
+
+
+def _jpeg_size(content: memoryview) -> tuple[int, int] | None:
+    """Go from marker to marker up to the pixels."""
+    size, place, last = None, 2, len(content) - 4
+    while place <= last and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        if marker == 0xDA:
+            return size
+        length = content[place + 2] << 8 | content[place + 3]
+        behind = place + 2 + length
+        if marker == 0 or length < 2 or behind > last:
+            return None
+        if 0xC0 <= marker <= 0xCF and marker not in _NOT_SOF:
+            if length < 8 or content[place + 4] > 16 or content[place + 9] not in (1, 3, 4):
+                return None
+            height, width = (content[p] << 8 | content[p + 1] for p in (place + 5, place + 7))
+            size = (height, width) if height and width else None
+        elif marker == 0xE1 and length < 8 and bytes(content[place + 4 : place + 8]) == b"Exif":
+            return None
+        place = behind
+    return None
+
+
+def _png_size(content: memoryview) -> tuple[int, int] | None:
+    """Go from chunk to chunk up to the end."""
+    if len(content) < 33:
+        return None
+    width, height = (int.from_bytes(content[p : p + 4], "big") for p in (16, 20))
+    if content[24] not in _PNG_DEPTHS.get(content[25], ()) or not 0 < width < 2**31 or not 0 < height < 2**31:
+        return None
+    place = 33
+    while place + 8 <= len(content):
+        if bytes(content[place + 4 : place + 8]) == b"IEND":
+            return height, width
+        place += 12 + int.from_bytes(content[place : place + 4], "big")
+    return None

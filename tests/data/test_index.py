@@ -62,6 +62,16 @@ def test_whole_images_are_accepted(kind, tmp_path):
     }[kind]()
     (tmp_path / "a").write_bytes(content)
     assert headers.read_header(tmp_path / "a") == (60, 80, len(content))
+    assert headers.size_in_memory(memoryview(content)) == (60, 80)
+
+
+@pytest.mark.parametrize("make", [jpeg, png, with_thumbnail])
+def test_a_header_that_ends_anywhere_has_no_size(make):
+    content = make(picture(1, 60, 80))
+    header = content.index(b"\xff\xda") if make is not png else len(content) - 8
+    assert all(headers.size_in_memory(memoryview(content[:end])) is None for end in range(header + 1))
+    assert headers.size_in_memory(memoryview(b"P6\n   80    60\n255\n" + b"\0" * 9)) == (60, 80)
+    assert headers.size_in_memory(memoryview(b"\0" * 99)) is None
 
 
 @pytest.mark.parametrize("lost", [1, 2, 50, 1000])
