@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -318,6 +320,50 @@ def test_images_stay_with_their_labels_where_reads_are_slow_after_a_bad_image(
     for ours, theirs in zip(batches, taken(folder_data(folder), 0, STEPS + 8), strict=True):
         good = torch.from_numpy(ours.indices_B != number)
         assert torch.equal(ours.images_BHWC[good], theirs.images_BHWC[good])
+
+
+CRASHES = """
+import sys
+from pathlib import Path
+import torch
+from hrdc_hpc.config.schema import Loader
+from hrdc_hpc.data.index import open_split
+from hrdc_hpc.data.loader import EvalLoader, TrainLoader
+from hrdc_hpc.data.samplers import uniform
+from tests.data.images import folder_data, jpeg, picture
+
+root, kind = Path(sys.argv[1]), sys.argv[2]
+data = folder_data(root, on_bad_image="skip", loader=Loader(threads=1))
+index = open_split(data, "train")
+path = Path(index.path(20))
+content, smaller = path.read_bytes(), jpeg(picture(1, 3, 3))
+path.write_bytes({
+    "zeros": bytes(len(content)),
+    "markers": content[:20] + bytes(len(content) - 20),
+    "smaller": smaller + bytes(len(content) - len(smaller)),
+}[kind])
+shared = dict(rank=0, world_size=1, device=torch.device("cpu"), cores=1)
+sampler = uniform.build(uniform.Options(), index.labels_N, index.counts_C)
+loaders = [TrainLoader(index, data, sampler, classes=3, seed=5, stream="main", global_batch=43, **shared)] * 10
+loaders += [EvalLoader(index, data, batch_size=43, **shared)] * 10
+for loader in loaders:
+    (batch,) = loader.batches(0, 1) if isinstance(loader, TrainLoader) else loader.batches()
+    assert batch.valid_B.sum() == 42 and batch.indices_B[batch.valid_B == 0] == [20], batch.valid_B
+    assert loader.reasons[str(path)] == ("its size is not the one that was indexed" if kind == "smaller"
+                                         else "damaged, or not an image")
+    loader.close()
+"""
+"""In a process of its own, as what it guards against ends the process."""
+
+
+@pytest.mark.parametrize("kind", ["zeros", "markers", "smaller"])
+def test_a_header_that_cannot_be_read_in_a_large_batch_does_not_end_the_process(kind, own):
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", CRASHES, str(own), kind],
+        cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:].decode(errors="replace")
 
 
 def test_several_bad_images_in_one_batch_are_all_named(own, straight):
