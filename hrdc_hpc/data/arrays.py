@@ -62,7 +62,8 @@ def map_arrays(path: Path, *, check: bool = False) -> dict[str, NDArray[Any]]:
     """
     try:
         with path.open("rb") as file:
-            with zipfile.ZipFile(file) as members:
+            # of bytes in memory, a wrong offset is no error of the disk
+            with zipfile.ZipFile(io.BytesIO(file.read()) if check else file) as members:
                 infos = members.infolist()
                 if check and (damaged := members.testzip()) is not None:
                     raise ValueError(f"{damaged} differs from its checksum")
