@@ -6,7 +6,12 @@ import sys
 
 
 def say(text: str) -> None:
-    """Write a line that is seen at once, also through a pipe."""
+    """Write a line that is seen at once, also through a pipe; what the terminal's encoding lacks is shown as \\xff."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding, sys.stdout.errors or "strict")
+    except UnicodeEncodeError:  # a file may be called by bytes that are no text
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

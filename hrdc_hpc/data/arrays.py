@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import mmap
 import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +27,11 @@ _LOCAL_HEADER = 30
 _LENGTHS_AT = 26
 """Where in it the lengths of name and extra field are."""
 _DATE = (1980, 1, 1, 0, 0, 0)
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, ValueError, TypeError, KeyError,
+    EOFError, OverflowError, MemoryError, RuntimeError,
+)  # fmt: skip
+"""What zipfile and numpy raise for bytes that are no such file."""
 
 
 def write_arrays(file: IO[bytes], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -47,29 +54,33 @@ def _padding(start: int) -> bytes:
     return struct.pack("<HH", _PADDING_ID, size - 4) + bytes(size - 4)
 
 
-def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def map_arrays(path: Path, *, check: bool = False) -> dict[str, NDArray[Any]]:
     """Return the arrays of a file of `write_arrays`, read-only; memory is taken where they are looked at.
 
-    Processes of a node share that memory. Raises OSError, and ValueError for a file that is none of these.
+    Processes of a node share that memory. `check` reads them all and compares their checksums. Raises OSError, and
+    ValueError for a file that is none of these, or is damaged.
     """
-    with path.open("rb") as file:
-        try:
-            with zipfile.ZipFile(file) as members:
+    try:
+        with path.open("rb") as file:
+            # of bytes in memory, a wrong offset is no error of the disk
+            with zipfile.ZipFile(io.BytesIO(file.read()) if check else file) as members:
                 infos = members.infolist()
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path}: damaged: {error}") from error
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return {info.filename.removesuffix(".npy"): _array(path, mapped, info.header_offset) for info in infos}
+                if check and (damaged := members.testzip()) is not None:
+                    raise ValueError(f"{damaged} differs from its checksum")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return {info.filename.removesuffix(".npy"): _array(mapped, info.header_offset) for info in infos}
+    except _DAMAGED as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
 
 
-def _array(path: Path, mapped: mmap.mmap, header: int) -> NDArray[Any]:
+def _array(mapped: mmap.mmap, header: int) -> NDArray[Any]:
     lengths = struct.unpack_from("<HH", mapped, header + _LENGTHS_AT)
     mapped.seek(header + _LOCAL_HEADER + sum(lengths))
     if np.lib.format.read_magic(mapped) != (1, 0):
-        raise ValueError(f"{path}: an array in it is of another format")
+        raise ValueError("an array in it is of another format")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(mapped)
     if fortran or dtype.hasobject:
-        raise ValueError(f"{path}: an array in it is of another layout")
+        raise ValueError("an array in it is of another layout")
     count = int(np.prod(shape))
     if count == 0:
         return np.empty(shape, dtype)

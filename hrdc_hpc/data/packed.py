@@ -283,8 +283,12 @@ def open_packed(root: Path, split: str, *, check: bool = True) -> PackedIndex:
     )
 
 
+def _mend(root: Path) -> str:
+    return f"Pack it anew: remove {root / MANIFEST}, then give the command that made it"
+
+
 def _check_index(path: Path, facts: SplitFacts, *, check: bool) -> None:
-    mend = f"Pack it anew: remove {path.parents[1] / MANIFEST}, then give the command that made it"
+    mend = _mend(path.parents[1])
     try:
         length = path.stat().st_size
         checksum = file_checksum(path) if check and length == facts.index_bytes else facts.index_checksum
@@ -297,8 +301,14 @@ def _check_index(path: Path, facts: SplitFacts, *, check: bool) -> None:
 
 
 def read_unreadable(folder: Path) -> tuple[BadFile, ...]:
-    """Return the images of the source that were left out of a split."""
-    return tuple(BadFile(line["name"], line["reason"]) for line in json_lines((folder / UNREADABLE).read_bytes()))
+    """Return the images of the source that were left out of a split. ValueError if the list is missing or damaged."""
+    path = folder / UNREADABLE
+    try:
+        return tuple(BadFile(line["name"], line["reason"]) for line in json_lines(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: missing. {_mend(folder.parent)}.") from error
+    except KeyError as error:
+        raise ValueError(f"{path}: damaged: a line without {error}. {_mend(folder.parent)}.") from error
 
 
 def index_arrays(

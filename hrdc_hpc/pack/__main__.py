@@ -157,7 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return pack(options)
     except BrokenPipeError:  # '| head' has seen enough; nothing is left to be flushed into the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.DONE
+        if options.dry_run:
+            return Exit.DONE
+        sys.stderr.write("pack: standard output was closed before the end; the same command goes on\n")
+        return Exit.FAILED
     except KeyboardInterrupt:  # before or behind the packing itself, which stops at the next image
         sys.stderr.write("pack: interrupted; the same command goes on\n")
         return Exit.LEFT
@@ -165,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"pack: {error}\n")
         return Exit.DO_NOT_REQUEUE
     except (RuntimeError, OSError) as error:
-        sys.stderr.write(f"pack: {error}. Whole shards stay: the same command goes on.\n")
+        stay = "" if options.verify else " Whole shards stay: the same command goes on."
+        sys.stderr.write(f"pack: {error}.{stay}\n")
         return Exit.FAILED
 
 

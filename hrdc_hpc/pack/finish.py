@@ -21,7 +21,7 @@ from hrdc_hpc.data.index import ImageIndex, Names, fingerprint_of, refuse_empty
 from hrdc_hpc.data.manifest import MANIFEST, Manifest, Shard, SplitFacts
 from hrdc_hpc.data.packed import INDEX, UNREADABLE, index_arrays, unreadable_line
 from hrdc_hpc.pack.plan import Plan, encoder
-from hrdc_hpc.pack.shard import Part, has_length, read_part, replacing, shard_path
+from hrdc_hpc.pack.shard import Part, has_length, is_of, read_part, replacing, shard_path
 from hrdc_hpc.record.files import write_json_durably
 
 
@@ -35,7 +35,8 @@ def finish(out: Path, plan: Plan) -> Manifest:
 
     Every shard is there. ValueError if what could be read leaves a class without a training image.
     """
-    splits = {split: _finish_split(out, plan, split) for split in plan.sources}
+    parts = _parts(out, plan)
+    splits = {split: _finish_split(out, plan, split, parts[split]) for split in plan.sources}
     manifest = Manifest(
         name=plan.name,
         classes=plan.sources["train"].class_names,
@@ -57,8 +58,8 @@ def _part(out: Path, split: str, number: int) -> Part | None:
     return part if part is not None and has_length(out, split, number, part) else None
 
 
-def _finish_split(out: Path, plan: Plan, split: str) -> SplitFacts:
-    source, parts = plan.sources[split], _parts(out, plan, split)
+def _finish_split(out: Path, plan: Plan, split: str, parts: Sequence[Part]) -> SplitFacts:
+    source = plan.sources[split]
     firsts = np.cumsum([0, *plan.counts[split]])[:-1].tolist()
     numbers_N = np.concatenate(
         [first + part.places_n.astype(np.int64) for first, part in zip(firsts, parts, strict=True)]
@@ -106,13 +107,15 @@ def _finish_split(out: Path, plan: Plan, split: str) -> SplitFacts:
     )
 
 
-def _parts(out: Path, plan: Plan, split: str) -> list[Part]:
-    parts = []
-    for number in range(len(plan.counts[split])):
-        part = read_part(out, split, number)
+def _parts(out: Path, plan: Plan) -> dict[str, list[Part]]:
+    parts: dict[str, list[Part]] = {split: [] for split in plan.sources}
+    for task in plan.tasks():
+        part, path = read_part(out, task.split, task.number), shard_path(out, task.split, task.number)
         if part is None:
-            raise RuntimeError(f"{shard_path(out, split, number)}: has gone while the index was made; start again")
-        parts.append(part)
+            raise RuntimeError(f"{path}: has gone while the index was made; start again")
+        if not is_of(part, task, plan.options):
+            raise RuntimeError(f"{path}: another packer has written it, of other images or with other options")
+        parts[task.split].append(part)
     return parts
 
 

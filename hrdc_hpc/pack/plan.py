@@ -114,7 +114,7 @@ def make_plan(data: Data, options: Options, *, trust_cache: bool = False) -> Pla
                 f"data.dataset: '{data.dataset.name}' holds small images in memory, not encoded files: there is nothing"
                 " to pack. It trains as it is."
             )
-        sources[split] = index
+        sources[split] = index.verifying()  # what is read of another pack gets checksums anew: not if it is damaged
     counts = {split: cut(member_bytes(index.bytes_N), options.shard_bytes) for split, index in sources.items()}
     return Plan(data.dataset.name, options, sources, counts)
 

@@ -22,7 +22,6 @@ from typing import IO, Any
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from PIL import Image
 
 from hrdc_hpc.data.arrays import map_arrays, write_arrays
 from hrdc_hpc.data.headers import BadImageError
@@ -106,7 +105,10 @@ def pack_shard(out: Path, task: Task, options: Options, *, on_bad: str, tell: Te
     """
     _remove_leftovers(out, task)
     part = read_part(out, task.split, task.number)
-    if part is not None and _is_whole(out, task, options, part):
+    if part is not None and _is_whole(out, task, options, part) and _still_bad(task.source, part, options):
+        if part.bad and on_bad == "stop":
+            place, reason = next(iter(part.bad.items()))
+            raise Unreadable(f"{task.source.path(place)}: cannot be packed: {reason}. {MEND}")
         tell(len(task.source), int(task.source.bytes_N.sum()))
         return True
     path = shard_path(out, task.split, task.number)
@@ -114,7 +116,8 @@ def pack_shard(out: Path, task: Task, options: Options, *, on_bad: str, tell: Te
         writer = _Writer(file)
         rows = _Rows()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # of large images, and of files that are odd in ways that change no pixel
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             for place, content in _contents(task.source, stop):
                 _add(writer, rows, task.source, place, content, options, on_bad)
                 tell(1, int(task.source.bytes_N[place]))
@@ -180,7 +183,7 @@ def member_name(label: int, name: str, *, jpeg: bool) -> str:
     """Return '<label>/<name>' as a path that stays below its folder; `jpeg`: what is one is not named .png."""
     path = PurePosixPath(*(part for part in name.split("/") if part not in ("", ".", "..")))
     if jpeg and path.suffix.lower() == ".png":
-        path = path.with_suffix(".jpg")
+        path = path.with_name(f"{path.name}.jpg")  # beside x.png there may be an x.jpg
     return f"{label}/{path}"
 
 
@@ -267,21 +270,38 @@ def _write_part(path: Path, task: Task, options: Options, rows: _Rows, writer: _
 def read_part(out: Path, split: str, number: int) -> Part | None:
     """Return what is in a shard; None if it has not been written whole."""
     try:
-        stored: dict[str, Any] = dict(map_arrays(part_path(out, split, number)))
+        # checked: a changed byte in it would give images the labels of others
+        stored: dict[str, Any] = dict(map_arrays(part_path(out, split, number), check=True))
         told = json.loads(stored.pop("told").tobytes())
         bad = {int(place): reason for place, reason in told.pop("bad").items()}
         return Part(**told, bad=bad, **stored)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
+def is_of(part: Part, task: Task, options: Options) -> bool:
+    """Whether a part tells of just these images, packed with these options."""
+    return part.source == task.source.fingerprint and part.options == options.as_json()
+
+
 def _is_whole(out: Path, task: Task, options: Options, part: Part) -> bool:
-    if part.source != task.source.fingerprint or part.options != options.as_json():
+    if not is_of(part, task, options):
         return False
     path = shard_path(out, task.split, task.number)
     with suppress(FileNotFoundError):
         return path.stat().st_size == part.bytes and file_checksum(path) == part.checksum
     return False
+
+
+def _still_bad(source: ImageIndex, part: Part, options: Options) -> bool:
+    """Whether the images that a shard lacks are unreadable to this day: somebody may have mended them."""
+    for place in part.bad:
+        array = np.empty(source.bytes_N[place], np.uint8)
+        if not source.read_into([place], [array]):
+            with suppress(BadImageError):
+                pack_image(array.tobytes(), options)
+                return False
+    return True
 
 
 def has_length(out: Path, split: str, number: int, part: Part) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -20,12 +19,13 @@ from numpy.typing import NDArray
 
 from hrdc_hpc.cluster.console import say
 from hrdc_hpc.cluster.exit_codes import Exit
-from hrdc_hpc.cluster.signals import stop_when_parent_dies
+from hrdc_hpc.cluster.signals import shielded
 from hrdc_hpc.data.index import fingerprint_of, name_some
 from hrdc_hpc.data.manifest import MANIFEST, Manifest, Shard
-from hrdc_hpc.data.packed import PackedIndex, open_packed
+from hrdc_hpc.data.packed import PackedIndex, file_checksum, open_packed
 from hrdc_hpc.pack.progress import display
 from hrdc_hpc.pack.shard import member_name
+from hrdc_hpc.pack.work import SIGNALS, leave_signals_to
 
 _CHUNK = 1 << 22
 """Bytes read at a time."""
@@ -38,27 +38,43 @@ class Found:
 
     wrong: list[str] = field(default_factory=list)
     concerned: list[str] = field(default_factory=list)
+    compared: bool = True
+    """Whether every image was compared with the index."""
 
     def __str__(self) -> str:
-        images = f"Images concerned ({len(self.concerned)}): {name_some(self.concerned)}" if self.concerned else ""
-        return f"{'; '.join(self.wrong)}. {images or 'No image is concerned: it lies between them'}."
+        if self.concerned:
+            images = f"Images concerned ({len(self.concerned)}): {name_some(self.concerned)}"
+        elif self.compared:
+            images = "No image is concerned: it lies between them"
+        else:
+            images = "Which images that concerns cannot be told"
+        return f"{'; '.join(self.wrong)}. {images}."
 
 
 def verify(out: Path, workers: int) -> int:
     """Check a pack and say what is wrong; 0, or 1 if anything is. ValueError for a folder that is no finished pack."""
     manifest = Manifest.read(out)
     sound = True
-    shown = display(sum(facts.images for facts in manifest.splits.values()))
     images = source_bytes = 0
-    jobs = [(out, split, number) for split, facts in manifest.splits.items() for number in range(len(facts.shards))]
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"), _begin, (os.getpid(),))
+    indexed: dict[str, bool] = {}
+    for split in manifest.splits:
+        lines = list(_of_index(out, split, manifest))
+        for line in lines:
+            say(line)
+        indexed[split] = not lines
+        sound = sound and not lines
+    jobs = [
+        (out, split, number, indexed[split])
+        for split, facts in manifest.splits.items()
+        for number in range(len(facts.shards))
+    ]
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, leave_signals_to, (os.getpid(),))
+    shown = display(sum(facts.images for facts in manifest.splits.values()))
     try:
-        found = pool.map(_verify, jobs) if workers > 1 and len(jobs) > 1 else map(_verify, jobs)
-        for split in manifest.splits:
-            for line in _of_index(out, split, manifest):
-                sound = False
-                say(line)
-        for (_, split, number), answer in zip(jobs, found, strict=True):
+        with shielded(SIGNALS):
+            found = pool.map(_verify, jobs) if workers > 1 and len(jobs) > 1 else map(_verify, jobs)
+        for (_, split, number, _), answer in zip(jobs, found, strict=True):
             shard = manifest.splits[split].shards[number]
             images, source_bytes = images + shard.images, source_bytes + shard.bytes
             shown.show(images, source_bytes)
@@ -76,11 +92,6 @@ def verify(out: Path, workers: int) -> int:
         " shards are written anew."
     )
     return Exit.FAILED
-
-
-def _begin(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to every process; the parent's counts
-    stop_when_parent_dies(parent)
 
 
 def _of_index(out: Path, split: str, manifest: Manifest) -> Iterator[str]:
@@ -102,13 +113,31 @@ def _of_index(out: Path, split: str, manifest: Manifest) -> Iterator[str]:
         yield f"{out / split}: {len(index.skipped)} unreadable images are listed, {MANIFEST} says {facts.unreadable}"
 
 
-def _verify(job: tuple[Path, str, int]) -> Found | None:
-    out, split, number = job
+def _verify(job: tuple[Path, str, int, bool]) -> Found | None:
+    out, split, number, indexed = job
     try:
+        if not indexed:  # what a damaged index says of images means nothing
+            return _verify_whole(out / split, Manifest.read(out).split(out, split).shards[number])
         index = open_packed(out, split, check=False)
     except (ValueError, OSError) as error:
-        return Found([f"cannot be checked: {error}"])
+        return Found([f"cannot be checked: {error}"], compared=False)
     return verify_shard(index, number)
+
+
+def _verify_whole(folder: Path, shard: Shard) -> Found | None:
+    """Return what is wrong with a shard, without a look at its images."""
+    found, path = Found(compared=False), folder / shard.file
+    try:
+        length = path.stat().st_size
+        if length != shard.bytes:
+            found.wrong.append(f"{length} bytes, {shard.bytes} when it was packed")
+        elif (checksum := file_checksum(path)) != shard.checksum:
+            found.wrong.append(f"checksum {checksum}, {shard.checksum} when it was packed")
+    except FileNotFoundError:
+        found.wrong.append("missing")
+    except OSError as error:
+        found.wrong.append(f"cannot be read: {error.strerror}")
+    return found if found.wrong else None
 
 
 def verify_shard(index: PackedIndex, number: int) -> Found | None:
@@ -126,6 +155,7 @@ def verify_shard(index: PackedIndex, number: int) -> Found | None:
         found.concerned = [_shown(index, number) for number in numbers.tolist()]
     except OSError as error:
         found.wrong.append(f"cannot be read: {error.strerror}")
+        found.compared = False
     return found if found.wrong else None
 
 
@@ -143,6 +173,7 @@ def _check_bytes(index: PackedIndex, numbers: NDArray[np.int64], path: Path, sha
             gap = int(index.offsets_N[number]) - file.tell()
             if gap < 0:
                 found.wrong.append(f"image {number} of the index begins inside the one before it")
+                found.compared = False
                 return starts
             whole.update(file.read(gap))
             content = file.read(int(index.bytes_N[number]))
@@ -179,5 +210,7 @@ def _check_members(
         name = member_name(int(index.labels_N[number]), index.names[number], jpeg=start == _JPEG)
         expected = (name, int(index.offsets_N[number]), int(index.bytes_N[number]))
         if member != expected:
+            if not found.wrong:  # the shard is as it was written: what the index says of the image is not
+                found.concerned.append(_shown(index, number))
             found.wrong.append(f"member {member} where the index has {expected}")
             return

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from hrdc_hpc.cluster.signals import STOP_SIGNALS, TERMINAL_SIGNALS, stop_when_parent_dies
+from hrdc_hpc.cluster.signals import STOP_SIGNALS, TERMINAL_SIGNALS, shielded, stop_when_parent_dies
 from hrdc_hpc.pack.plan import Options, Plan, Task
 from hrdc_hpc.pack.shard import Stopped, pack_shard
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hrdc_hpc.pack.progress import Display
 
 _LOOK_EVERY_S = 0.2
+SIGNALS = (*STOP_SIGNALS, *TERMINAL_SIGNALS)
+"""Those that ask to stop."""
 
 
 class StopFlag:
@@ -42,7 +44,7 @@ class StopFlag:
 def stop_flag() -> Iterator[StopFlag]:
     """Have signals set a flag inside the block; main thread only."""
     flag = StopFlag()
-    before = {number: signal.signal(number, flag.note) for number in (*STOP_SIGNALS, *TERMINAL_SIGNALS)}
+    before = {number: signal.signal(number, flag.note) for number in SIGNALS}
     try:
         yield flag
     finally:
@@ -64,14 +66,20 @@ _shared = _Shared()
 
 def _begin(parent: int, counts: Any, stop: Any) -> None:
     _shared.counts, _shared.stop = counts, stop
+    leave_signals_to(parent)
 
-    # the terminal and SLURM send signals to every process: the parent's event decides, and its death
+
+def leave_signals_to(parent: int) -> None:
+    """Heed none of SIGNALS in a process that was started inside `shielded(SIGNALS)`; end when its parent has died."""
+
+    # the terminal and SLURM send signals to every process: what the parent makes of them decides, and its death
     def ignore(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
         if os.getppid() != parent:
             os._exit(1)
 
-    for number in (*STOP_SIGNALS, *TERMINAL_SIGNALS):
+    for number in SIGNALS:
         signal.signal(number, ignore)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     stop_when_parent_dies(parent)
 
 
@@ -108,18 +116,26 @@ def _in_processes(
     out: Path, options: Options, tasks: Iterator[Task], workers: int, on_bad: str, shown: Display, stop: StopFlag
 ) -> int:
     context = multiprocessing.get_context("spawn")
-    counts, event = context.Array("q", 2), context.Event()
+    with shielded(SIGNALS):  # the first of these starts a process that looks after them, and knows no such signals
+        counts, event = context.Array("q", 2), context.Event()
     running: set[Future[bool]] = set()
     whole = 0
     pool = ProcessPoolExecutor(workers, context, _begin, (os.getpid(), counts, event))
+
+    def submit(task: Task) -> Future[bool]:
+        with shielded(SIGNALS):  # it may start a process, which must not die of one before it has its handlers
+            return pool.submit(_pack, out, task, options, on_bad)
+
     try:
-        while _top_up(running, tasks, 2 * workers, lambda task: pool.submit(_pack, out, task, options, on_bad)):
+        while _top_up(running, tasks, 2 * workers, submit):
             ended, running = wait(running, _LOOK_EVERY_S, FIRST_COMPLETED)
             shown.show(*counts[:])
             whole += sum(future.result() for future in ended)
             if stop():
                 raise Stopped
     except BrokenProcessPool as error:
+        if stop():
+            raise Stopped from error
         raise RuntimeError("a process that packed has died (killed, or out of memory?)") from error
     finally:
         event.set()

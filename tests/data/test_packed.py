@@ -149,6 +149,26 @@ def test_a_torn_file_of_arrays_is_refused(tmp_path):
             map_arrays(tmp_path / f"{number}")
 
 
+def test_any_damage_of_arrays_is_found_where_asked(tmp_path):
+    """In the data, in numpy's headers and in those of the zip: a ValueError that names the file, or the same arrays."""
+    path, arrays = tmp_path / "x.npz", {"a": np.arange(20, dtype="<i4"), "b": np.arange(6, dtype="<u8").reshape(3, 2)}
+    with path.open("wb") as file:
+        write_arrays(file, arrays)
+    whole, refused = path.read_bytes(), 0
+    for offset in range(len(whole)):
+        for mask in (0x01, 0x80, 0xFF):
+            path.write_bytes(whole[:offset] + bytes([whole[offset] ^ mask]) + whole[offset + 1 :])
+            try:
+                mapped = map_arrays(path, check=True)
+            except ValueError as error:
+                assert str(error).startswith(f"{path}: damaged: ")  # noqa: PT017 - most of them, not all
+                refused += 1
+            else:
+                for name in mapped.keys() & arrays.keys():
+                    assert np.array_equal(mapped[name], arrays[name]), (offset, mask)
+    assert refused > len(whole)
+
+
 def test_an_index_at_full_scale_takes_little_memory(own):
     """437,513 images: what is not looked at is not in memory."""
     number = 437_513

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -85,7 +86,7 @@ def test_shards_follow_from_the_sizes() -> None:
     [
         ("train/a/x.jpg", "7/train/a/x.jpg"),
         ("../a/./x.jpg", "7/a/x.jpg"),
-        ("/data/x.PNG", "7/data/x.jpg"),
+        ("/data/x.PNG", "7/data/x.PNG.jpg"),
         ("a/x.jpeg", "7/a/x.jpeg"),
     ],
 )
@@ -123,6 +124,17 @@ def test_large_images_are_made_smaller(mode: str) -> None:
     with Image.open(io.BytesIO(content)) as source:
         smaller = source.convert("RGB").resize((53, 40), Image.Resampling.LANCZOS)
     assert np.abs(seen - np.asarray(smaller.convert("L"), np.float32)).mean() < 3
+
+
+def test_odd_images_are_packed_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PIL warns of each palette with transparency: of half a million of them nobody would see anything else."""
+    for split in ("train", "val"):
+        (tmp_path / "set" / split / "a").mkdir(parents=True)
+        image = picture(1, 60, 60).convert("P")
+        image.info["transparency"] = bytes(range(256))
+        (tmp_path / "set" / split / "a" / "x.png").write_bytes(png(image))
+    assert pack(config(tmp_path, tmp_path / "set"), tmp_path / "pack", "--shorter-side", "40") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_small_images_stay_as_they_are() -> None:
@@ -261,6 +273,150 @@ def test_only_what_is_damaged_is_written_anew(cfg: str, packed: Path, tmp_path: 
     assert f"{len(shards) - 4} shards whole already" in capsys.readouterr().out
     assert contents(out) == contents(packed)
     assert shards[0].stat().st_ino == untouched
+
+
+def test_a_damaged_part_gives_no_image_the_label_of_another(cfg: str, packed: Path, tmp_path: Path) -> None:
+    """A part is what a later start makes the index of: each of its bytes counts."""
+    out = Path(shutil.copytree(packed, tmp_path / "pack"))
+    part = out / "parts" / "train-00000.npz"
+    whole = part.read_bytes()
+    places = np.load(part)["places_n"]
+    start_ = whole.index(places.tobytes())
+    for offset in (start_, start_ + 4, *range(0, len(whole), 301)):
+        part.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x05]) + whole[offset + 1 :])
+        (out / "pack.json").unlink()
+        assert pack(cfg, out) == 0
+        assert (out / "train" / "index.npz").read_bytes() == (packed / "train" / "index.npz").read_bytes(), offset
+
+
+def test_a_shard_of_another_pack_is_never_taken_into_the_index(cfg: str, packed: Path, tmp_path: Path) -> None:
+    """Two that began at once where files cannot be locked: a part of the right place, but of other images."""
+    from hrdc_hpc.config.load import load
+    from hrdc_hpc.pack.finish import finish
+    from hrdc_hpc.pack.plan import make_plan
+
+    out = Path(shutil.copytree(packed, tmp_path / "pack"))
+    plan = make_plan(load(cfg, []).data, Options(shard_bytes=40000))
+    assert finish(out, plan) == Manifest.read(packed)
+    shutil.copy(out / "parts" / "train-00001.npz", out / "parts" / "train-00000.npz")
+    with pytest.raises(RuntimeError, match=r"shard-00000.tar: another packer has written it"):
+        finish(out, plan)
+
+
+def test_a_pack_that_lost_files_is_not_called_finished(cfg: str, packed: Path, tmp_path: Path, capsys) -> None:
+    out = Path(shutil.copytree(packed, tmp_path / "pack"))
+    (out / "train" / "shard-00001.tar").unlink()
+    os.truncate(out / "val" / "index.npz", 100)
+    assert pack(cfg, out) == Exit.FAILED
+    said = capsys.readouterr().err
+    assert f"missing, or of another length: {out}/train/shard-00001.tar, {out}/val/index.npz. Remove" in said
+    (out / "pack.json").unlink()
+    assert pack(cfg, out) == 0
+    assert contents(out) == contents(packed)
+
+
+def test_a_mended_image_is_taken(own: Path, tmp_path: Path) -> None:
+    """One of the same length, so that nothing else tells of it."""
+    image, out = own / "train" / "b" / "027.png", tmp_path / "pack"
+    flip(image, 3000)
+    cfg = config(tmp_path, own)
+    assert pack(cfg, out) == UNREADABLE_LISTED
+    assert pack(cfg, out, "--on-bad", "stop") == Exit.DO_NOT_REQUEUE
+    (out / "pack.json").unlink()
+    assert pack(cfg, out, "--on-bad", "stop") == Exit.DO_NOT_REQUEUE
+    assert pack(cfg, out) == UNREADABLE_LISTED
+    flip(image, 3000)
+    (out / "pack.json").unlink()
+    assert pack(cfg, out, "--on-bad", "stop") == 0
+    assert len(open_packed(out, "train")) == 43
+
+
+def test_a_damaged_pack_is_not_packed_again(packed: Path, tmp_path: Path) -> None:
+    """Its images would get checksums that call the damage right."""
+    source = Path(shutil.copytree(packed, tmp_path / "source"))
+    index = open_packed(source, "train")
+    flip(source / "train" / "shard-00000.tar", int(index.offsets_N[2] + index.bytes_N[2]) - 200)
+    out = tmp_path / "pack"
+    dataset = f"data.dataset={{name: packed, root: {source}}}"
+    assert main(["--cfg", "inat.yaml", "--out", str(out), *SMALL, "--check", "header", dataset]) == UNREADABLE_LISTED
+    (bad,) = read_unreadable(out / "train")
+    assert bad.name == index.names[2]
+    assert bad.reason.startswith("damaged: checksum ")
+
+
+def test_a_png_beside_a_jpeg_of_its_name_is_not_lost_when_unpacked(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "set" / split / "a").mkdir(parents=True)
+        (tmp_path / "set" / split / "a" / "x.jpg").write_bytes(jpeg(picture(1, 60, 60)))
+        (tmp_path / "set" / split / "a" / "x.png").write_bytes(png(picture(2, 60, 60)))
+    assert pack(config(tmp_path, tmp_path / "set"), tmp_path / "pack", "--shorter-side", "40") == 0
+    with tarfile.open(tmp_path / "pack" / "train" / "shard-00000.tar") as tar:
+        assert tar.getnames() == ["0/train/a/x.jpg", "0/train/a/x.png.jpg"]
+
+
+def test_what_a_pack_says_can_be_given_to_a_shell(loose: Path, tmp_path: Path, capsys) -> None:
+    import shlex
+
+    from hrdc_hpc.config.load import load
+
+    out = tmp_path / 'it\'s {a} pack, "odd": #1'
+    assert pack(config(tmp_path, loose), out) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    (override,) = shlex.split(line.removeprefix("train on it with: "))
+    assert load(config(tmp_path, loose), [override]).data.dataset.options.root == out
+
+
+def test_locks_are_asked_for_as_network_file_systems_want_it(cfg: str, tmp_path: Path, monkeypatch) -> None:
+    """NFS has an exclusive lock for a file that is open for writing alone."""
+    real = fcntl.flock
+
+    def flock(file, kind: int) -> None:
+        if kind & fcntl.LOCK_EX and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert pack(cfg, tmp_path / "pack") == 0
+
+
+def test_two_that_begin_at_once_with_other_options(cfg: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The second sees no plan yet, and must not replace the one that the first has written and locked."""
+    from hrdc_hpc.pack import packing
+
+    out, real, seen = tmp_path / "pack", packing.write_json_durably, []
+
+    def write(path: Path, value) -> None:
+        real(path, value)
+        if not seen:  # the other one was quicker
+            seen.append(path)
+            assert pack(cfg, out, "--shorter-side", "44") == 0
+
+    monkeypatch.setattr(packing, "write_json_durably", write)
+    assert pack(cfg, out) == Exit.DO_NOT_REQUEUE
+    assert "options.shorter_side: none, there 44" in capsys.readouterr().err
+    assert main(["--out", str(out), "--verify", "--workers", "1"]) == 0
+
+
+def test_a_file_in_the_place_of_the_pack(cfg: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pack").touch()
+    assert pack(cfg, tmp_path / "pack") == Exit.DO_NOT_REQUEUE
+    assert "is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_while_processes_are_started(number: signal.Signals, cfg: str, tmp_path: Path) -> None:
+    """A terminal and SLURM send it to all of them, also to those that have no handlers yet."""
+    out = tmp_path / "pack"
+    process = start("--cfg", cfg, "--out", out, *SMALL[:2], "--workers", "2")
+    while not (out / "parts" / "plan.json").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    time.sleep(0.25)
+    os.killpg(process.pid, number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == (Exit.LEFT if number == signal.SIGINT else Exit.REQUEUE), said
+    assert "Traceback" not in said
+    assert f"stopped by {number.name}" in said
 
 
 def test_two_packers_do_not_meet(cfg: str, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
