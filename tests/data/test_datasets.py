@@ -255,6 +255,16 @@ def test_inat_says_what_is_missing(missing, named, tmp_path):
         (lambda c: c["categories"].pop(1), "the ids of its categories are not 0, 1, 2"),
         (lambda c: c["annotations"][0].update(category_id=3), "category_id 3 are not among the 3 categories .* 0 to 2"),
         (lambda c: c["images"][0].update(width=0), "an image has no width or height"),
+        (
+            lambda c: c["annotations"].append({"image_id": 900, "category_id": 1}),
+            r"an annotation of the image 900 more",
+        ),
+        (lambda c: c["images"][1].update(id=900), r"lists the id 900 more than once \(1 of 8 so\)"),
+        (
+            lambda c: c["images"][1].update(file_name=c["images"][0]["file_name"]),
+            "lists the file train_val2018/Aves/2/train0.jpg more than once",
+        ),
+        (lambda c: c["annotations"][0].update(category_id=1.5), "category_id 1.5 is no whole number"),
     ],
 )
 def test_inat_explains_a_wrong_annotation_file(change, message, tmp_path):
@@ -281,6 +291,20 @@ def test_inat_val_labels_are_checked_against_the_training_categories(tmp_path):
     (root / "val2018.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"val2018.json: category_id 3 are not among the 3 categories of train2018"):
         open_split(inat(root), "val")
+
+
+def test_inat_refuses_to_evaluate_on_training_images(tmp_path):
+    root = write_inat(tmp_path)
+    train, val = (json.loads((root / f"{split}2018.json").read_text()) for split in ("train", "val"))
+    val["images"][0]["file_name"] = train["images"][2]["file_name"]
+    (root / "val2018.json").write_text(json.dumps(val))
+    with pytest.raises(ValueError, match=r"val2018.json: 1 images are in train2018.json, too: .*/train2.jpg\. Evalu"):
+        open_split(inat(root), "val")
+
+
+def test_a_selection_of_inat_has_no_known_numbers():
+    assert inat2018.known(inat2018.Options()) == (8142, 437_513)
+    assert inat2018.known(inat2018.Options(check=False)) is None
 
 
 # --- all

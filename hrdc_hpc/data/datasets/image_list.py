@@ -75,7 +75,7 @@ def _names(options: Options, classes: int) -> list[str]:
         return [str(label) for label in range(classes)]
     file = options.root / options.classes
     try:
-        names = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8") from error
     if len(names) != classes or len(set(names)) != classes:
