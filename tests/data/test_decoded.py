@@ -217,6 +217,24 @@ def test_or_left_out_and_counted(spoilt, tmp_path):
     assert sum(float((1 - batch.valid_B).sum()) for batch in batches) == seen
 
 
+def test_an_image_that_was_left_out_is_tried_again_by_the_next_start(spoilt, tmp_path):
+    index, whole = cache(spoilt, tmp_path / "once"), cache(spoilt, tmp_path / "whole")
+    for each in (index, whole):
+        each.files.folder.mkdir()
+    fill(whole)
+    path = Path(index.source.path(9))
+    original = path.read_bytes()
+    spoil(index, 9)
+    fill(index, skip=True)
+    with pytest.raises(DataError, match="decoded cache: 1 images cannot be used"):  # left out no more
+        fill(index)
+    path.write_bytes(original)
+    assert fill(index, skip=True, rank=1, ranks=2).filled == 0, "the other rank's"
+    assert fill(index, skip=True).filled == 1
+    assert pixels(index) == pixels(whole)
+    assert fill(index).filled == 0
+
+
 # --- training from it
 
 
