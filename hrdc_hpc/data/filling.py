@@ -122,7 +122,10 @@ class Filler:
             content = (self._folder / _NOTES).read_bytes()
         except FileNotFoundError:
             return {}
-        return {line["block"]: {"unusable": 0, **line} for line in json_lines(content)}
+        return {
+            line["block"]: _Note(block=line["block"], checksum=line["checksum"], unusable=line.get("unusable", 0))
+            for line in json_lines(content)
+        }
 
     def _write_note(self, note: _Note) -> None:
         notes = os.open(self._folder / _NOTES, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 from PIL import Image
 
 from hrdc_hpc.config import registry
-from hrdc_hpc.config.schema import Data
+from hrdc_hpc.config.schema import Data, Holdout
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.data.datasets import digits_lt, image_folder, inat2018
+from hrdc_hpc.data.holdout import split_off
 from hrdc_hpc.data.index import DataError, open_split
 from hrdc_hpc.data.preflight import preflight
 from tests.data.images import jpeg, picture
@@ -158,6 +160,20 @@ def test_impossible_profiles_are_refused(tmp_path):
         digits_lt.Options(largest=135)
     with pytest.raises(pydantic.ValidationError, match="greater than or equal to 1"):
         digits_lt.Options(imbalance=0.5)
+
+
+def test_with_a_holdout_there_need_be_no_val_folder(folder, tmp_path):
+    (tmp_path / "train").symlink_to(folder / "train")
+    data = Data(dataset=Component("image_folder", image_folder.Options(root=tmp_path)))
+    with pytest.raises(
+        ValueError, match=r"no folder .*/val; .* or data.holdout=\{\} where there are no images to eval"
+    ):
+        preflight(data)
+    data = replace(data, holdout=Holdout())
+    preflight(data)
+    train = open_split(data, "train")
+    trained, held = split_off(train, Holdout())
+    assert len(trained) + len(held) == len(train) > len(held) > 0
 
 
 # --- inat2018
@@ -350,7 +366,7 @@ import sys
 for name in ("torch", "numpy", "nvidia", "PIL", "sklearn"):
     sys.modules[name] = None
 from hrdc_hpc.config import registry
-from hrdc_hpc.config.schema import Data
+from hrdc_hpc.config.schema import Data, Holdout
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.data.preflight import preflight
 root = {str(tmp_path / "none")!r}

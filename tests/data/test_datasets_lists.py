@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,16 @@ def test_what_is_missing_is_found_before_anything_is_queued(root, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             preflight(listed(root, **settings))
+
+
+def test_with_a_holdout_there_need_be_no_val_list(root):
+    (root / "lists/val.txt").unlink()
+    data = replace(listed(root), holdout=Holdout())
+    preflight(data)
+    assert len(open_split(data, "train")) == 4
+    for check in (lambda: preflight(listed(root)), lambda: open_split(data, "val")):
+        with pytest.raises(ValueError, match=r"data.dataset.val: no file .*val.txt.* Or set data.holdout=\{\} if"):
+            check()
 
 
 def test_missing_and_damaged_images_are_named(root):
