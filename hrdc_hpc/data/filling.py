@@ -25,7 +25,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from hrdc_hpc.data.decoded import BLOCK, PIXELS, DecodedIndex, header
 from hrdc_hpc.data.index import Bytes, Failure, unusable
-from hrdc_hpc.data.pipeline import DECODE_ERRORS, decode, decode_reason, external, pack
+from hrdc_hpc.data.pipeline import DECODE_ERRORS, OTHER_SIZE, decode, decode_reason, external, pack
 from hrdc_hpc.record.files import append_whole, json_lines
 
 log = logging.getLogger(__name__)
@@ -189,14 +189,19 @@ class Filler:
         try:
             self._pipeline.feed_input("encoded", pack(encoded))
             self._pipeline.feed_input("size", sizes)
-            (output,) = self._pipeline.run()
-            return [np.array(output.at(place)) for place in range(len(encoded))]
+            output, shapes = self._pipeline.run()
         except DECODE_ERRORS as error:
             self._pipeline = None  # it is dead
             if len(encoded) == 1:
                 return [Failure(decode_reason(error))]
             alone = zip(encoded, numbers, strict=True)
             return [image for one, number in alone for image in self._run([one], [number])]
+        return [
+            np.array(output.at(place))
+            if np.array_equal(shapes.at(place)[:2], self._index.source.sizes_N2[number])
+            else Failure(OTHER_SIZE)  # it would be stretched
+            for place, number in enumerate(numbers)
+        ]
 
 
 def _build(batch: int, threads: int) -> Pipeline:
@@ -204,7 +209,8 @@ def _build(batch: int, threads: int) -> Pipeline:
     with pipeline:
         images = decode(external("encoded", types.UINT8, 1), hardware=None)
         size = external("size", types.FLOAT, 1)
-        pipeline.set_outputs(fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True))
+        smaller = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        pipeline.set_outputs(smaller, images.shape())
     pipeline.build()
     return pipeline
 

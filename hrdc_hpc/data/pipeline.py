@@ -26,12 +26,14 @@ DECODE_ERRORS = (RuntimeError, IndexError, ValueError)
 _DAMAGED = ("Failed to decode", "nvImageCodec failure", "Invalid sample_type")
 """What its texts for damaged images begin with; the last is for a precision that no image has."""
 
+OTHER_SIZE = "its size is not the one that was indexed"
+
 
 def decode_reason(error: Exception) -> str:
     """What one of DECODE_ERRORS, raised for a single image, says of it."""
     text = str(error).rpartition("encountered:")[2].strip().splitlines()
     if any("cropping window" in line for line in text):
-        return "its size is not the one that was indexed"
+        return OTHER_SIZE
     if not text or text[0].startswith(_DAMAGED):
         return "damaged, or not an image"
     return text[0]

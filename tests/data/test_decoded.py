@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,18 @@ def test_an_image_that_cannot_be_decoded_is_named(spoilt, tmp_path):
     with pytest.raises(DataError, match="decoded cache: 1 images cannot be used") as caught:
         fill(index)
     assert f"{path} (" in str(caught.value)
+
+
+def test_an_image_of_another_size_than_was_indexed_is_named_and_not_stretched(folder, tmp_path):
+    source = open_split(folder_data(folder), "train")
+    sizes_N2 = source.sizes_N2.copy()
+    sizes_N2[9] += (0, 5)  # as an annotation file may have it
+    index = decoded_index(replace(source, sizes_N2=sizes_N2), SIDE, tmp_path)
+    with pytest.raises(DataError, match="its size is not the one that was indexed") as caught:
+        fill(index)
+    assert f"{source.path(9)} (" in str(caught.value)
+    fill(index, skip=True)
+    assert not any(index.read([9])[0])
 
 
 def test_or_left_out_and_counted(spoilt, tmp_path):
