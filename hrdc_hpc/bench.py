@@ -57,8 +57,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def _about(command: str) -> str:
+    """Return what this file says of a command."""
+    return next((part for part in (__doc__ or "").split("\n\n") if part.startswith(f"`{command}`")), "")
+
+
 def _step_parser() -> _Parser:
-    parser = _Parser(prog="python -m hrdc_hpc.bench step", description=__doc__, allow_abbrev=False)
+    parser = _Parser(prog="python -m hrdc_hpc.bench step", description=_about("step"), allow_abbrev=False)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run, e.g. method=ce")
     parser.add_argument("--cfg", default="cifar10_lt.yaml", help="the run (default: cifar10_lt.yaml)")
     parser.add_argument("--model", metavar="NAME", help="backbone instead of the run's, e.g. resnet50")
@@ -78,7 +83,7 @@ def _step_parser() -> _Parser:
 
 
 def _loader_parser() -> _Parser:
-    parser = _Parser(prog="python -m hrdc_hpc.bench loader", description=__doc__, allow_abbrev=False)
+    parser = _Parser(prog="python -m hrdc_hpc.bench loader", description=_about("loader"), allow_abbrev=False)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. data.dataset.root=/data/inat")
     parser.add_argument("--cfg", default="inat.yaml", help="the run (default: inat.yaml)")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="JPEG and PNG files below it, not the data set's")
@@ -134,12 +139,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"bench: {lacking}\n")
         return 1
     try:
+        if options.json and not options.json.parent.is_dir():  # found after the measurement, that would be lost
+            raise ValueError(f"--json: no folder {options.json.parent}. Make it, or name a file in another one.")
         report = {"step": measure_step, "loader": measure_loading}[options.command](options)
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
     except (ValueError, RuntimeError, OSError) as error:
         sys.stderr.write(f"bench: {error}\n")
         return 78 if isinstance(error, ValueError) else 1
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 
@@ -180,6 +187,8 @@ def measure_loading(options: argparse.Namespace) -> dict[str, Any]:
     index = _images_below(options.images) if options.images else open_split(config.data, "train")
     if not isinstance(index, ImageIndex):
         raise ValueError(f"{options.cfg}: its images lie in memory, decoded. Name a run with encoded ones, or --images")
+    if options.batch > len(index):
+        raise ValueError(f"--batch: {options.batch} is more than the {len(index)} images there are. Take fewer.")
     gpu = config.compute.device != "cpu" and torch.cuda.is_available()
     cores = len(os.sched_getaffinity(0))
     threads = options.threads or [config.data.loader.threads or cores]

@@ -1,7 +1,7 @@
 """Training images that were decoded once and are kept on the node as pixels. Torch-free; filling.py fills it.
 
     FOLDER/pixels         all images one after another, each a PPM file (netpbm, P6): a header and its bytes, RGB
-    FOLDER/blocks.jsonl   blocks of images that are whole, with their checksums
+    FOLDER/blocks.jsonl   blocks of images that are whole, with their checksums, and how many images were left out
     FOLDER/locks          byte b is locked by the process that is at block b
 
 An image whose shorter side is longer than `side` is resized to it; the longer side is truncated. A PPM file needs no

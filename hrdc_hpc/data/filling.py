@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import xxhash
@@ -25,14 +25,24 @@ from nvidia.dali import Pipeline, fn, types
 
 from hrdc_hpc.data.decoded import BLOCK, PIXELS, DecodedIndex, header
 from hrdc_hpc.data.index import Bytes, Failure, unusable
-from hrdc_hpc.data.pipeline import DECODE_ERRORS, decode, decode_reason, external, pack
+from hrdc_hpc.data.pipeline import DECODE_ERRORS, OTHER_SIZE, decode, decode_reason, external, pack
 from hrdc_hpc.record.files import append_whole, json_lines
 
 log = logging.getLogger(__name__)
 
 _NOTES, _LOCKS = "blocks.jsonl", "locks"
+_MAGIC = header(0, 0)[:2]
 _LOOK_S = 0.1
 _SAY_S = 10.0
+
+
+class _Note(TypedDict):
+    """What blocks.jsonl says of a block."""
+
+    block: int
+    checksum: str
+    unusable: int
+    """Images that were left out, as zeros: they are tried again by the next start."""
 
 
 class Filler:
@@ -64,7 +74,7 @@ class Filler:
         locks = os.open(self._folder / _LOCKS, flags, 0o600)
         try:
             os.truncate(pixels, int(self._index.bytes_N.sum()))
-            found = self._whole()
+            found = self._notes()
             begin = self._rank * self._blocks // self._ranks
             waiting = [(begin + number) % self._blocks for number in range(self._blocks)]
             said = time.monotonic()
@@ -75,14 +85,14 @@ class Filler:
                 waiting = left
                 if self._rank == 0 and time.monotonic() - said > _SAY_S:
                     said = time.monotonic()
-                    log.info("decoded cache: %d of %d blocks are filled", len(self._whole()), self._blocks)
+                    log.info("decoded cache: %d of %d blocks are filled", len(self._notes()), self._blocks)
             return not waiting
         finally:
             os.close(locks)
             os.close(pixels)
             self._pipeline = None
 
-    def _settled(self, block: int, pixels: int, locks: int, found: dict[int, str]) -> bool:
+    def _settled(self, block: int, pixels: int, locks: int, found: dict[int, _Note]) -> bool:
         """Have a block whole; False if another process is at it, or it is time to stop."""
         if self._told():
             return False
@@ -91,31 +101,37 @@ class Filler:
         with _byte_locked(locks, block) as mine:
             if not mine:
                 return False
-            noted = self._whole().get(block)
-            if noted is not None and (block not in found or self._checksum(block, pixels) == noted):
+            noted = self._notes().get(block)
+            if noted is not None and block not in found:
                 return True
-            if noted is not None:
+            # an image that could not be used may have been mended since, or may be left out no more
+            if noted is not None and not noted["unusable"]:
+                if self._checksum(block, pixels) == noted["checksum"]:
+                    return True
                 log.warning("%s: block %d is damaged; it is filled again", self._folder, block)
-            checksum = self._fill(block, pixels)
-            if checksum is None:
+            made = self._fill(block, pixels)
+            if made is None:
                 return False
-            self._note(block, checksum)
+            self._write_note(made)
         self.filled += 1
         return True
 
-    def _whole(self) -> dict[int, str]:
-        """Checksums of the blocks that are whole; of a block that was filled twice the last."""
+    def _notes(self) -> dict[int, _Note]:
+        """What is noted of the blocks that are whole; of a block that was filled twice the last."""
         try:
             content = (self._folder / _NOTES).read_bytes()
         except FileNotFoundError:
             return {}
-        return {line["block"]: line["checksum"] for line in json_lines(content)}
+        return {
+            line["block"]: _Note(block=line["block"], checksum=line["checksum"], unusable=line.get("unusable", 0))
+            for line in json_lines(content)
+        }
 
-    def _note(self, block: int, checksum: str) -> None:
+    def _write_note(self, note: _Note) -> None:
         notes = os.open(self._folder / _NOTES, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             # a line of its own, whatever a process that was killed left there
-            append_whole(notes, b"\n" + json.dumps({"block": block, "checksum": checksum}).encode() + b"\n")
+            append_whole(notes, b"\n" + json.dumps(note).encode() + b"\n")
         finally:
             os.close(notes)
 
@@ -128,9 +144,9 @@ class Filler:
     def _images(self, block: int) -> range:
         return range(block * BLOCK, min((block + 1) * BLOCK, len(self._index)))
 
-    def _fill(self, block: int, pixels: int) -> str | None:
-        """Decode and write the images of a block; return its checksum, or None when it is time to stop."""
-        digest, images = xxhash.xxh3_64(), self._images(block)
+    def _fill(self, block: int, pixels: int) -> _Note | None:
+        """Decode and write the images of a block; return what to note, or None when it is time to stop."""
+        digest, images, unusable_images = xxhash.xxh3_64(), self._images(block), 0
         self._index.source.will_need(images)
         for start in range(images.start, images.stop, self._batch):
             if self._told():
@@ -139,8 +155,9 @@ class Filler:
             for number, content in zip(numbers, self._decoded(numbers), strict=True):
                 _write(pixels, content, int(self._index.offsets_N[number]))
                 digest.update(content)
+                unusable_images += not content.startswith(_MAGIC)
         os.fdatasync(pixels)
-        return digest.hexdigest()
+        return {"block": block, "checksum": digest.hexdigest(), "unusable": unusable_images}
 
     def _decoded(self, numbers: Sequence[int]) -> list[bytes]:
         """Return what is to be written for some images; zeros for one that cannot be decoded."""
@@ -172,14 +189,19 @@ class Filler:
         try:
             self._pipeline.feed_input("encoded", pack(encoded))
             self._pipeline.feed_input("size", sizes)
-            (output,) = self._pipeline.run()
-            return [np.array(output.at(place)) for place in range(len(encoded))]
+            output, shapes = self._pipeline.run()
         except DECODE_ERRORS as error:
             self._pipeline = None  # it is dead
             if len(encoded) == 1:
                 return [Failure(decode_reason(error))]
             alone = zip(encoded, numbers, strict=True)
             return [image for one, number in alone for image in self._run([one], [number])]
+        return [
+            np.array(output.at(place))
+            if np.array_equal(shapes.at(place)[:2], self._index.source.sizes_N2[number])
+            else Failure(OTHER_SIZE)  # it would be stretched
+            for place, number in enumerate(numbers)
+        ]
 
 
 def _build(batch: int, threads: int) -> Pipeline:
@@ -187,7 +209,8 @@ def _build(batch: int, threads: int) -> Pipeline:
     with pipeline:
         images = decode(external("encoded", types.UINT8, 1), hardware=None)
         size = external("size", types.FLOAT, 1)
-        pipeline.set_outputs(fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True))
+        smaller = fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
+        pipeline.set_outputs(smaller, images.shape())
     pipeline.build()
     return pipeline
 

@@ -26,6 +26,8 @@ _PIECE = 512
 """Files that a thread looks at in one go."""
 _MOST_CLASSES = 1_000_000
 """A larger label is a mistake in the file: an array of so many classes would be made of it."""
+_MOST_DIGITS = 18
+"""Python itself refuses to read a number of some thousand digits, without a word of the line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +137,13 @@ def read_list(file: Path, root: Path) -> ImageList:
 
 def _entry(place: str, line: str, prefix: str) -> tuple[str, int]:
     parts = line.rsplit(None, 1)
-    if len(parts) != 2 or not (parts[1].isascii() and parts[1].isdigit()) or int(parts[1]) >= _MOST_CLASSES:
+    if (
+        len(parts) != 2
+        or "\0" in line  # no file's name holds one
+        or not (parts[1].isascii() and parts[1].isdigit())
+        or len(parts[1]) > _MOST_DIGITS
+        or int(parts[1]) >= _MOST_CLASSES
+    ):
         hint = ". Of a CSV, drop the header and put a blank in place of the comma" if "," in line else ""
         raise ValueError(
             f"{place}: expected 'path label' with the class's number as the label; got '{line[:200]}'{hint}"
@@ -155,8 +163,10 @@ def _entry(place: str, line: str, prefix: str) -> tuple[str, int]:
 
 def refuse_overlap(train: ImageList, other: ImageList) -> None:
     """ValueError if an image of `other` is trained on."""
-    trained = {f"{train.root}/{name}" for name in train.names}
-    both = [number for number, name in enumerate(other.names) if f"{other.root}/{name}" in trained]
+    # two ways to write a folder, or a link to it, are one folder
+    train_root, other_root = train.root.resolve(), other.root.resolve()
+    trained = {f"{train_root}/{name}" for name in train.names}
+    both = [number for number, name in enumerate(other.names) if f"{other_root}/{name}" in trained]
     if both:
         first = both[0]
         raise ValueError(

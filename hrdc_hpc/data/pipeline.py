@@ -26,13 +26,15 @@ DECODE_ERRORS = (RuntimeError, IndexError, ValueError)
 _DAMAGED = ("Failed to decode", "nvImageCodec failure", "Invalid sample_type")
 """What its texts for damaged images begin with; the last is for a precision that no image has."""
 
+OTHER_SIZE = "its size is not the one that was indexed"
+
 
 def decode_reason(error: Exception) -> str:
     """What one of DECODE_ERRORS, raised for a single image, says of it."""
     operator, _, reason = str(error).rpartition("encountered:")
     text = reason.strip().splitlines()
     if "fn.reshape`" in operator:  # see checked
-        return "its size is not the one that was indexed"
+        return OTHER_SIZE
     if not text or text[0].startswith(_DAMAGED):
         return "damaged, or not an image"
     return text[0]

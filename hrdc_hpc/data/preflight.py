@@ -9,7 +9,9 @@ from hrdc_hpc.config.schema import Data
 def preflight(data: Data) -> None:
     """ValueError if the data set is plainly not there or wants other crops; fast: launch asks before it submits."""
     file = registry.module("hrdc_hpc.data.datasets", data.dataset.name)
-    file.preflight(data.dataset.options if data.dataset.options is not None else file.Options())
+    # some data sets need no evaluation split where data.holdout takes its place
+    check = file.preflight if data.holdout is None else getattr(file, "preflight_train", file.preflight)
+    check(data.dataset.options if data.dataset.options is not None else file.Options())
     refuse_staging(data)
     side: int | None = getattr(file, "SIDE", None)  # of small images in memory; encoded ones have sizes of their own
     if side is None:

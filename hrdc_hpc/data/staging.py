@@ -289,7 +289,8 @@ class Staging:
             shard.aside.unlink()
             raise _Damaged(
                 f"{source}: damaged: {found[0]} bytes with checksum {found[1]}, but {shard.bytes} with {shard.checksum}"
-                " when it was packed. Copy or pack it anew; python -m hrdc_hpc.pack --verify names the images"
+                " when it was packed. Copy or pack it anew; python -m hrdc_hpc.pack --verify --out"
+                f" {shard.files.folder.parent} names the images"
             )
         with naming(shard.aside):
             os.fsync(aside)

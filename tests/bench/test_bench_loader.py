@@ -57,6 +57,7 @@ def test_the_loader_and_each_of_its_stages(photographs, tmp_path, capsys):
         (["--threads", "1,x"], "whole number above 0"),
         (["--feed-rate", "0"], "number above 0"),
         (["--images", "nowhere"], "no JPEG or PNG file in or below nowhere"),
+        (["--json", "nowhere/x.json"], "--json: no folder nowhere. Make it, or name a file in another one"),
     ],
 )
 def test_mistakes_are_named(words, said, capsys):
@@ -66,6 +67,20 @@ def test_mistakes_are_named(words, said, capsys):
         code = left.code
     assert code == 78
     assert said in capsys.readouterr().err
+
+
+def test_a_batch_larger_than_the_data_set_is_refused_in_the_options_own_words(photographs, capsys):
+    assert bench.main(["loader", "--cfg", "flowers_lt.yaml", "--images", str(photographs), "--batch", "10"]) == 78
+    assert "--batch: 10 is more than the 9 images there are" in capsys.readouterr().err
+
+
+def test_help_is_of_the_command_that_is_asked_about(capsys):
+    for command, other in (("loader", "step"), ("step", "loader")):
+        with pytest.raises(SystemExit):
+            bench.main([command, "--help"])
+        said = capsys.readouterr().out
+        assert f"`{command}` " in said
+        assert f"`{other}` " not in said
 
 
 def test_decoded_images_are_refused(cifar10, capsys):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 from PIL import Image
 
 from hrdc_hpc.config import registry
-from hrdc_hpc.config.schema import Data
+from hrdc_hpc.config.schema import Data, Holdout
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.data.datasets import digits_lt, image_folder, inat2018
+from hrdc_hpc.data.holdout import split_off
 from hrdc_hpc.data.index import DataError, open_split
 from hrdc_hpc.data.preflight import preflight
 from tests.data.images import jpeg, picture
@@ -160,6 +162,20 @@ def test_impossible_profiles_are_refused(tmp_path):
         digits_lt.Options(imbalance=0.5)
 
 
+def test_with_a_holdout_there_need_be_no_val_folder(folder, tmp_path):
+    (tmp_path / "train").symlink_to(folder / "train")
+    data = Data(dataset=Component("image_folder", image_folder.Options(root=tmp_path)))
+    with pytest.raises(
+        ValueError, match=r"no folder .*/val; .* or data.holdout=\{\} where there are no images to eval"
+    ):
+        preflight(data)
+    data = replace(data, holdout=Holdout())
+    preflight(data)
+    train = open_split(data, "train")
+    trained, held = split_off(train, Holdout())
+    assert len(trained) + len(held) == len(train) > len(held) > 0
+
+
 # --- inat2018
 
 
@@ -255,6 +271,16 @@ def test_inat_says_what_is_missing(missing, named, tmp_path):
         (lambda c: c["categories"].pop(1), "the ids of its categories are not 0, 1, 2"),
         (lambda c: c["annotations"][0].update(category_id=3), "category_id 3 are not among the 3 categories .* 0 to 2"),
         (lambda c: c["images"][0].update(width=0), "an image has no width or height"),
+        (
+            lambda c: c["annotations"].append({"image_id": 900, "category_id": 1}),
+            r"an annotation of the image 900 more",
+        ),
+        (lambda c: c["images"][1].update(id=900), r"lists the id 900 more than once \(1 of 8 so\)"),
+        (
+            lambda c: c["images"][1].update(file_name=c["images"][0]["file_name"]),
+            "lists the file train_val2018/Aves/2/train0.jpg more than once",
+        ),
+        (lambda c: c["annotations"][0].update(category_id=1.5), "category_id 1.5 is no whole number"),
     ],
 )
 def test_inat_explains_a_wrong_annotation_file(change, message, tmp_path):
@@ -281,6 +307,20 @@ def test_inat_val_labels_are_checked_against_the_training_categories(tmp_path):
     (root / "val2018.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"val2018.json: category_id 3 are not among the 3 categories of train2018"):
         open_split(inat(root), "val")
+
+
+def test_inat_refuses_to_evaluate_on_training_images(tmp_path):
+    root = write_inat(tmp_path)
+    train, val = (json.loads((root / f"{split}2018.json").read_text()) for split in ("train", "val"))
+    val["images"][0]["file_name"] = train["images"][2]["file_name"]
+    (root / "val2018.json").write_text(json.dumps(val))
+    with pytest.raises(ValueError, match=r"val2018.json: 1 images are in train2018.json, too: .*/train2.jpg\. Evalu"):
+        open_split(inat(root), "val")
+
+
+def test_a_selection_of_inat_has_no_known_numbers():
+    assert inat2018.known(inat2018.Options()) == (8142, 437_513)
+    assert inat2018.known(inat2018.Options(check=False)) is None
 
 
 # --- all
@@ -326,7 +366,7 @@ import sys
 for name in ("torch", "numpy", "nvidia", "PIL", "sklearn"):
     sys.modules[name] = None
 from hrdc_hpc.config import registry
-from hrdc_hpc.config.schema import Data
+from hrdc_hpc.config.schema import Data, Holdout
 from hrdc_hpc.config.types import Component
 from hrdc_hpc.data.preflight import preflight
 root = {str(tmp_path / "none")!r}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_lists_are_read_line_by_line(root):
 
 
 def test_classes_may_have_names(root):
-    (root / "names.txt").write_text("tulip\nrose\nlily of the valley\n")
+    (root / "names.txt").write_text("\ufefftulip\r\nrose\nlily of the valley\n", "utf-8")
     assert open_split(listed(root, classes="names.txt"), "val").class_names == ("tulip", "rose", "lily of the valley")
     (root / "names.txt").write_text("tulip\nrose\nrose\n")
     with pytest.raises(ValueError, match=r"names.txt: 2 different names in 3 lines; the training list has 3 classes"):
@@ -121,6 +122,8 @@ def test_any_name_that_a_file_can_have_is_read(tmp_path_factory, entries):
         ("tulip.JPEG 1.0", "expected 'path label'"),
         ("tulip.JPEG ²", "expected 'path label'"),
         ("tulip.JPEG 1000000000", "expected 'path label'"),
+        ("tulip.JPEG " + 5000 * "9", "expected 'path label'"),
+        ("tu\0lip.JPEG 1", "expected 'path label'"),
         ("tulip.JPEG,1", ".* got 'tulip.JPEG,1'. Of a CSV, drop the header and put a blank in place of the comma"),
         ("a b/rose 1.jpg 1", "a b/rose 1.jpg is listed already, in line 1. Remove one of the two."),
         ("./a b//rose 1.jpg 1", "a b/rose 1.jpg is listed already, in line 1"),
@@ -150,6 +153,16 @@ def test_a_wrong_list_is_explained(name, content, message, root):
         open_split(listed(root), "val")
 
 
+@pytest.mark.parametrize("way", ["up", "link", "relative"])
+def test_an_image_in_both_lists_is_found_whatever_its_root_is_called(way, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(root)
+    ways = {"up": root / "lists" / "..", "link": tmp_path / "link", "relative": Path(root.name)}
+    (root / "lists/val.txt").write_text("tulip.JPEG 0\n")
+    with pytest.raises(ValueError, match=r"val.txt:1: tulip.JPEG is in .*train.txt, too"):
+        open_split(listed(root, val_root=ways[way]), "val")
+
+
 def test_what_is_missing_is_found_before_anything_is_queued(root, tmp_path):
     for settings, message in (
         ({"train": "none.txt"}, r"data.dataset.train: no file .*none.txt; image_list expects lists of 'path label'"),
@@ -158,6 +171,16 @@ def test_what_is_missing_is_found_before_anything_is_queued(root, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             preflight(listed(root, **settings))
+
+
+def test_with_a_holdout_there_need_be_no_val_list(root):
+    (root / "lists/val.txt").unlink()
+    data = replace(listed(root), holdout=Holdout())
+    preflight(data)
+    assert len(open_split(data, "train")) == 4
+    for check in (lambda: preflight(listed(root)), lambda: open_split(data, "val")):
+        with pytest.raises(ValueError, match=r"data.dataset.val: no file .*val.txt.* Or set data.holdout=\{\} if"):
+            check()
 
 
 def test_missing_and_damaged_images_are_named(root):
@@ -247,6 +270,15 @@ def test_imagenet_lt_refuses_labels_that_are_no_classes_of_it(line, message, tmp
         file.write(line + "\n")
     with pytest.raises(ValueError, match=message):
         open_split(imagenet(root), "train")
+
+
+def test_imagenet_lt_refuses_an_evaluation_list_with_other_labels(tmp_path):
+    root = write_imagenet(tmp_path)
+    file = root / "ImageNet_LT_test.txt"
+    file.write_text(file.read_text().replace("n10_test1.JPEG 1", "n10_test1.JPEG 2"))
+    with pytest.raises(ValueError, match=r"_test.txt:4: n10/ with label 2, but 1 in the training list\. Take lists"):
+        open_split(imagenet(root), "val")
+    assert len(open_split(imagenet(root, evaluate="val"), "val")) == 3
 
 
 def test_imagenet_lt_is_checked_against_the_published_numbers(tmp_path, shared_data):

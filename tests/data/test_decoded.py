@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,18 @@ def test_an_image_that_cannot_be_decoded_is_named(spoilt, tmp_path):
     assert f"{path} (" in str(caught.value)
 
 
+def test_an_image_of_another_size_than_was_indexed_is_named_and_not_stretched(folder, tmp_path):
+    source = open_split(folder_data(folder), "train")
+    sizes_N2 = source.sizes_N2.copy()
+    sizes_N2[9] += (0, 5)  # as an annotation file may have it
+    index = decoded_index(replace(source, sizes_N2=sizes_N2), SIDE, tmp_path)
+    with pytest.raises(DataError, match="its size is not the one that was indexed") as caught:
+        fill(index)
+    assert f"{source.path(9)} (" in str(caught.value)
+    fill(index, skip=True)
+    assert not any(index.read([9])[0])
+
+
 def test_or_left_out_and_counted(spoilt, tmp_path):
     index = cache(spoilt, tmp_path)
     spoil(index, 9)
@@ -215,6 +228,24 @@ def test_or_left_out_and_counted(spoilt, tmp_path):
         assert index.names[9] in index.path(9)
     assert seen
     assert sum(float((1 - batch.valid_B).sum()) for batch in batches) == seen
+
+
+def test_an_image_that_was_left_out_is_tried_again_by_the_next_start(spoilt, tmp_path):
+    index, whole = cache(spoilt, tmp_path / "once"), cache(spoilt, tmp_path / "whole")
+    for each in (index, whole):
+        each.files.folder.mkdir()
+    fill(whole)
+    path = Path(index.source.path(9))
+    original = path.read_bytes()
+    spoil(index, 9)
+    fill(index, skip=True)
+    with pytest.raises(DataError, match="decoded cache: 1 images cannot be used"):  # left out no more
+        fill(index)
+    path.write_bytes(original)
+    assert fill(index, skip=True, rank=1, ranks=2).filled == 0, "the other rank's"
+    assert fill(index, skip=True).filled == 1
+    assert pixels(index) == pixels(whole)
+    assert fill(index).filled == 0
 
 
 # --- training from it

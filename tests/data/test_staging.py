@@ -190,6 +190,7 @@ def test_a_damaged_shard_is_named_and_stays_where_it_is(own, node, caplog):
     (train, _), staging = staged(own, node)
     assert staging.state == "damaged"
     assert f"{own}/train/shard-00001.tar: damaged: " in caplog.text
+    assert f"python -m hrdc_hpc.pack --verify --out {own} names the images" in caplog.text
     assert "train/shard-00001.tar" not in copies(node)
     assert len(copies(node)) == len(originals(own)) - 1
     assert str(train.files.path(1)).startswith(str(own))

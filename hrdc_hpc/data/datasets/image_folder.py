@@ -37,22 +37,37 @@ def known(options: Options) -> None:
 
 
 def preflight(options: Options) -> None:
-    """ValueError if a split's folder is missing or has no class folder."""
-    layout = (
-        f"image_folder expects {options.root}/{options.train}/<class>/<image>.jpg and the same below {options.val}/"
-    )
-    for folder in (options.root, options.root / options.train, options.root / options.val):
-        if not folder.is_dir():
-            raise ValueError(f"data.dataset.root: no folder {folder}; {layout}. Set data.dataset.root, train and val.")
-    if not any(entry.is_dir() and not entry.name.startswith(".") for entry in (options.root / options.train).iterdir()):
-        raise ValueError(f"data.dataset.root: no class folder in {options.root / options.train}; {layout}.")
+    """ValueError if a split's folder is missing or training has no class folder."""
+    preflight_train(options)
+    without = ", or data.holdout={} where there are no images to evaluate"
+    _refuse_missing(options, options.root / options.val, without)
+
+
+def preflight_train(options: Options) -> None:
+    """ValueError for what training alone needs: with data.holdout there may be no val folder."""
+    _refuse_missing(options, options.root)
+    train = options.root / options.train
+    _refuse_missing(options, train)
+    if not any(entry.is_dir() and not entry.name.startswith(".") for entry in train.iterdir()):
+        raise ValueError(f"data.dataset.root: no class folder in {train}; {_layout(options)}.")
+
+
+def _refuse_missing(options: Options, folder: Path, more: str = "") -> None:
+    if not folder.is_dir():
+        raise ValueError(
+            f"data.dataset.root: no folder {folder}; {_layout(options)}. Set data.dataset.root, train and val{more}."
+        )
+
+
+def _layout(options: Options) -> str:
+    return f"image_folder expects {options.root}/{options.train}/<class>/<image>.jpg and the same below {options.val}/"
 
 
 def open(options: Options, split: Split, on_bad_image: OnBad, *, trust_cache: bool = False) -> ImageIndex:  # noqa: A001 - a data set's contract
     """Return the index of a split; see folders.open_folders for what it raises beside preflight's errors."""
     from hrdc_hpc.data.folders import class_folders, open_folders
 
-    preflight(options)
+    (preflight_train if split == "train" else preflight)(options)
     classes = class_folders(options.root / options.train)
     folder = options.train if split == "train" else options.val
     return open_folders(options.root, folder, split, classes, on_bad_image, trust_cache=trust_cache)

@@ -41,15 +41,31 @@ def known(options: Options) -> None:
 
 def preflight(options: Options) -> None:
     """ValueError naming what is missing of folders and lists."""
-    for key, folder in (("root", options.root), ("val_root", options.val_root)):
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"data.dataset.{key}: no folder {folder}; the paths in the lists are relative to it.")
-    for key, file in (("train", options.train), ("val", options.val), ("classes", options.classes)):
-        if file is not None and not (options.root / file).is_file():
-            raise ValueError(
-                f"data.dataset.{key}: no file {options.root / file}; image_list expects lists of 'path label' lines"
-                " there. Name another one, below root or as an absolute path."
-            )
+    preflight_train(options)
+    if options.val_root is not None:
+        _refuse_missing_folder("val_root", options.val_root)
+    _refuse_missing_file("val", options.root / options.val, " Or set data.holdout={} if there are none to evaluate.")
+
+
+def preflight_train(options: Options) -> None:
+    """ValueError for what training alone needs: with data.holdout there may be no val list."""
+    _refuse_missing_folder("root", options.root)
+    _refuse_missing_file("train", options.root / options.train)
+    if options.classes is not None:
+        _refuse_missing_file("classes", options.root / options.classes)
+
+
+def _refuse_missing_folder(key: str, folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"data.dataset.{key}: no folder {folder}; the paths in the lists are relative to it.")
+
+
+def _refuse_missing_file(key: str, file: Path, more: str = "") -> None:
+    if not file.is_file():
+        raise ValueError(
+            f"data.dataset.{key}: no file {file}; image_list expects lists of 'path label' lines there. Name another"
+            f" one, below root or as an absolute path.{more}"
+        )
 
 
 def open(options: Options, split: Split, on_bad_image: OnBad, *, trust_cache: bool = False) -> ImageIndex:  # noqa: A001 - a data set's contract
@@ -60,7 +76,7 @@ def open(options: Options, split: Split, on_bad_image: OnBad, *, trust_cache: bo
     """
     from hrdc_hpc.data.lists import read_list, refuse_overlap
 
-    preflight(options)
+    (preflight_train if split == "train" else preflight)(options)
     train = read_list(options.root / options.train, options.root)
     names = _names(options, train.classes())
     if split == "train":
@@ -75,7 +91,7 @@ def _names(options: Options, classes: int) -> list[str]:
         return [str(label) for label in range(classes)]
     file = options.root / options.classes
     try:
-        names = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8") from error
     if len(names) != classes or len(set(names)) != classes:

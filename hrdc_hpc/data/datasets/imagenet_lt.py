@@ -84,11 +84,24 @@ def open(options: Options, split: Split, on_bad_image: OnBad, *, trust_cache: bo
     chosen = train if split == "train" else read_list(_file(options, which), options.root)
     if chosen is not train:
         refuse_overlap(train, chosen)
+        _refuse_other_labels(chosen, names)
     if options.check:
         train_C = published.training_images("imagenet_lt")
         known_C = train_C if which == "train" else np.full(len(train_C), _PER_CLASS[which])
         published.refuse_others(chosen.file, _TITLE, which, chosen.labels_N, names, known_C)
     return chosen.open(split, names, on_bad_image, trust_cache=trust_cache)
+
+
+def _refuse_other_labels(chosen: ImageList, wordnet_ids: list[str]) -> None:
+    """ValueError where the folder of an image is a class of the training list with another label."""
+    label_of = {name: label for label, name in enumerate(wordnet_ids)}
+    for number, (name, label) in enumerate(zip(chosen.names, chosen.labels_N.tolist(), strict=True)):
+        folder = name.rpartition("/")[0].rpartition("/")[2]
+        if label_of.get(folder, label) != label:
+            raise ValueError(
+                f"{chosen.line(number)}: {folder}/ with label {label}, but {label_of[folder]} in the training list."
+                " Take lists that belong together."
+            )
 
 
 def _wordnet_ids(train: ImageList) -> list[str]:

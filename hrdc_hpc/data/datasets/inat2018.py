@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,9 +44,9 @@ class Options:
     """Refuse files that list other images than the published ones; false: a selection of them is meant."""
 
 
-def known(options: Options) -> tuple[int, int]:  # noqa: ARG001 - there is one inat2018
-    """Classes and training images, without its files."""
-    return 8142, 437_513
+def known(options: Options) -> tuple[int, int] | None:
+    """Classes and training images, without its files; None of a selection."""
+    return (8142, 437_513) if options.check else None
 
 
 def preflight(options: Options) -> None:
@@ -65,8 +66,9 @@ def preflight(options: Options) -> None:
 def open(options: Options, split: Split, on_bad_image: OnBad, *, trust_cache: bool = False) -> ImageIndex:  # noqa: A001 - a data set's contract
     """Return the index of a split, images in the order of the JSON file.
 
-    Raises ValueError for missing files, a JSON that is not of this form, labels that are no training classes or, under
-    'check', other numbers of images than the published ones; DataError for missing or empty images under 'stop'.
+    Raises ValueError for missing files, a JSON that is not of this form, labels that are no training classes, an image
+    in both splits or, under 'check', other numbers of images than the published ones; DataError for missing or empty
+    images under 'stop'.
     """
     import numpy as np
 
@@ -75,9 +77,8 @@ def open(options: Options, split: Split, on_bad_image: OnBad, *, trust_cache: bo
 
     preflight(options)
     arrays = _annotations(options.root, split)
-    classes = (
-        _unpack(arrays, "classes") if split == "train" else _unpack(_annotations(options.root, "train"), "classes")
-    )
+    train = arrays if split == "train" else _annotations(options.root, "train")
+    classes = _unpack(train, "classes")
     labels_N, file = arrays["labels_N"], options.root / f"{split}2018.json"
     extra = np.unique(labels_N[(labels_N < 0) | (labels_N >= len(classes))])
     if len(extra):
@@ -89,6 +90,13 @@ def open(options: Options, split: Split, on_bad_image: OnBad, *, trust_cache: bo
         train_C = published.training_images("inat2018")
         known_C = train_C if split == "train" else np.full(len(train_C), _VAL_PER_CLASS)
         published.refuse_others(file, _TITLE, split, labels_N, classes, known_C)
+    if split != "train" and not trust_cache:
+        both = sorted(set(_unpack(train, "names")) & set(_unpack(arrays, "names")))
+        if both:
+            raise ValueError(
+                f"{file}: {len(both)} images are in train2018.json, too: {name_some(both)}. Evaluation on images that"
+                " were trained on says nothing: remove them from one of the files."
+            )
     bytes_N = _lengths(options.root, split, arrays, trust_cache=trust_cache)
     good = bytes_N > 0
     names = Names(arrays["names"], arrays["names_ends"])
@@ -147,7 +155,18 @@ def _parse(content: dict[str, Any]) -> dict[str, NDArray[Any]]:
     images, categories = content["images"], sorted(content["categories"], key=lambda c: c["id"])
     if [c["id"] for c in categories] != list(range(len(categories))):
         raise ValueError("the ids of its categories are not 0, 1, 2 ...")
+    for what, values in (
+        ("the id", [image["id"] for image in images]),
+        ("the file", [image["file_name"] for image in images]),
+        ("an annotation of the image", [a["image_id"] for a in content["annotations"]]),
+    ):
+        twice = [value for value, times in Counter(values).items() if times > 1]
+        if twice:
+            raise ValueError(f"it lists {what} {twice[0]} more than once ({len(twice)} of {len(values)} so)")
     label_of = {a["image_id"]: a["category_id"] for a in content["annotations"]}
+    odd = [label for label in label_of.values() if type(label) is not int]
+    if odd:
+        raise ValueError(f"category_id {odd[0]!r} is no whole number")
     without = [image["file_name"] for image in images if image["id"] not in label_of]
     if without:
         raise ValueError(f"{len(without)} images have no annotation, the first is {without[0]}")
