@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "machine": describe(), "figures": figures, "pixels": compare(photographs), "load": load,
         "arguments": [
             "--photographs=FLOWERS", *(f"--{key}={getattr(args, key)}" for key in ("gigabytes", "images", "rounds")),
+            "--record=records",
         ],
     }  # fmt: skip
     show("Copies and decoded images on a node", COLUMNS, rows(report), "rates by round")

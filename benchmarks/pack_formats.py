@@ -111,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     losses = [loss(options.photographs, *chosen) for chosen in REENCODINGS] if options.photographs else []
     chosen = {"images": options.images, "kilobytes": options.kilobytes, "rounds": options.rounds}
     report: dict[str, Any] = {
-        "machine": describe(), "settings": chosen, "arguments": [f"--{key}={value}" for key, value in chosen.items()],
+        "machine": describe(), "settings": chosen,
+        "arguments": [*(f"--{key}={value}" for key, value in chosen.items()), "--record=records"],
         "load": [before, os.getloadavg()[0]],
         "image_bytes": int(lengths.sum()), "forms": measured, "on_disk": sizes, "index": index, "reencoding": losses,
     }  # fmt: skip

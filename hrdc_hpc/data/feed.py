@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrdc_hpc.data.colour import Factors
+from hrdc_hpc.data.frames import impossible_precision
 from hrdc_hpc.data.index import BadFile, Bytes, Failure, ImageIndex, unusable
-from hrdc_hpc.data.pipeline import Inputs, pack
+from hrdc_hpc.data.pipeline import DAMAGED, Inputs, pack
 
 READERS = 4
 """Threads that read files, per rank."""
@@ -167,3 +168,7 @@ def read(feed: Feed, index: ImageIndex, buffers: Buffers, readers: ThreadPoolExe
         feed.put_grey(place)
     if bad:
         feed.replace(index, bad, skip=skip, verb="read")
+    impossible = places[impossible_precision(feed.buffer, ends - index.bytes_N[numbers], ends)]
+    damaged = {place: Failure(DAMAGED) for place in impossible.tolist() if place not in bad}
+    if damaged:
+        feed.replace(index, damaged, skip=skip, verb="decoded")

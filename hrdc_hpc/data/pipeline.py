@@ -27,6 +27,7 @@ _DAMAGED = ("Failed to decode", "nvImageCodec failure", "Invalid sample_type")
 """What its texts for damaged images begin with; the last is for a precision that no image has."""
 
 OTHER_SIZE = "its size is not the one that was indexed"
+DAMAGED = "damaged, or not an image"
 
 
 def decode_reason(error: Exception) -> str:
@@ -36,9 +37,12 @@ def decode_reason(error: Exception) -> str:
     if "fn.reshape`" in operator:  # see checked
         return OTHER_SIZE
     if not text or text[0].startswith(_DAMAGED):
-        return "damaged, or not an image"
+        return DAMAGED
     return text[0]
 
+
+_FAR_OFF = 1 << 30
+"""More bytes than an image has, and no divisor of their number."""
 
 Until = Literal["whole", "crop", "resize", "end"]
 """The whole image decoded and no more, the crop decoded, the crop resized; the images as they are trained on."""
@@ -78,11 +82,12 @@ def checked(encoded: Any, indexed: Any) -> Any:
 
     In runs of more than 4 * (threads + 1) images DALI 2.4's decoder loses an error that it meets while it prepares an
     image, such as a damaged header or a window outside of it, and decodes what it last had in that place: another
-    image, or memory that is no longer there. Here such errors come before the decoder has begun.
+    image, or memory that is no longer there. Here such errors come before the decoder has begun; all but one, a JPEG's
+    impossible precision, for which see frames.py.
     """
     shape = fn.peek_image_shape(encoded, dtype=types.INT32, adjust_orientation=False, image_type=types.RGB)
-    # [-1, 1, 1], all bytes, where both agree; else a shape that they do not have
-    wanted = (shape != indexed) * 8 + types.Constant(np.array([-1, 1, 1], np.int32), device="cpu")
+    # [-1, 1, 1], all bytes, where both agree; else a shape that no number of bytes has
+    wanted = (shape != indexed) * _FAR_OFF + types.Constant(np.array([-1, 1, 1], np.int32), device="cpu")
     return fn.reshape(encoded, shape=wanted)
 
 

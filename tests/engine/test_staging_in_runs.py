@@ -88,6 +88,27 @@ def test_a_stop_in_the_middle_of_a_copy(pack, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_stopped_in_the_middle_of_a_copy_and_of_an_epoch_learns_the_same(pack, tmp_path):
+    straight, stopped = (
+        make(tmp_path, pack, "straight"),
+        make(tmp_path, pack, "stopped", staging(tmp_path / "n", 9, pack)),
+    )
+    Ranks(straight, 2).finish()
+    flag = tmp_path / "stop"
+    ranks = Ranks(stopped, 2, stop=StopWhen(flag))
+    while not any(record["kind"] == "train" for record in read_raw(RunFolder(stopped))):
+        assert ranks.alive(), ranks.logs()
+        time.sleep(0.02)
+    flag.touch()
+    ranks.finish(60)
+    assert 0 < told(stopped)[-1]["bytes"] < sum(path.stat().st_size for path in pack.rglob("*.tar"))
+    assert RunFolder(stopped).state() == "started"
+    Ranks(stopped, 2).finish()
+    assert differing(*(final_state(run) for run in (straight, stopped))) == []
+    assert learnt(straight) == learnt(stopped)
+
+
+@pytest.mark.slow
 def test_without_a_folder_on_the_node_it_trains_all_the_same(pack, tmp_path):
     run = make(tmp_path, pack, "nowhere", "optim.epochs=1", "data.staging={to: $NO_SUCH_VARIABLE/x}")
     ranks = Ranks(run, 2)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import random
 import sys
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from hrdc_hpc.data.loader import EvalLoader, TrainLoader
 from hrdc_hpc.data.samplers import uniform
 
 BATCH = 20
+"""Decoded three at a time: of more than 4 * (threads + 1) images DALI prepares some in other threads."""
 
 
 def segments(content: bytes) -> list[tuple[int, int, int]]:
@@ -110,6 +113,12 @@ def outcome(loader: TrainLoader | EvalLoader, batches: list) -> dict[str, object
     valid = {int(i): bool(v) for b in batches for i, v in zip(b.indices_B, b.valid_B.tolist(), strict=True) if i >= 0}
     spread = [float(image.float().std()) for b in batches for image in b.images_BHWC[b.valid_B > 0]]
     return {
+        "pixels": {
+            int(i): zlib.crc32(image.numpy().tobytes())
+            for b in batches
+            for i, image in zip(b.indices_B, b.images_BHWC, strict=True)
+            if i >= 0
+        },
         "seen": len(valid),
         "decoded": sum(valid.values()),
         "named": {Path(path).name: reason for path, reason in loader.reasons.items()},
@@ -130,6 +139,9 @@ def main() -> None:
     device, result = torch.device("cpu"), {}
     with EvalLoader(index, data, batch_size=BATCH, rank=0, world_size=1, device=device, cores=2) as loader:
         result["evaluation"] = outcome(loader, list(loader.batches()))
+    alone = replace(data, loader=Loader(threads=1, prefetch=1))
+    with EvalLoader(index, alone, batch_size=1, rank=0, world_size=1, device=device, cores=1) as loader:
+        result["alone"] = outcome(loader, list(loader.batches()))
     sampler = uniform.build(uniform.Options(), index.labels_N, index.counts_C)
     with TrainLoader(
         index, data, sampler, classes=1, seed=0, stream="main", global_batch=BATCH, rank=0, world_size=1,
