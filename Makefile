@@ -47,7 +47,7 @@ format: .venv/installed-test ## let ruff format the code and mend what it can
 
 BENCH_ARGS ?=
 
-bench-cpu: .venv/installed-bench ## our step and our run beside timm's, torchvision's and pytorch/examples': CPU, 9 minutes, writes records/
+bench-cpu: .venv/installed-bench ## our step, run and loader beside timm's, torchvision's, pytorch/examples' and pure DALI: CPU, 9 minutes, writes records/
 	@$(BIN)/python -m benchmarks.suite cpu $(BENCH_ARGS)
 
 bench-gpu: ## the same on one NVIDIA GPU; installs nothing: $(PYTHON) must have torch and what the message names

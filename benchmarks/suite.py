@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def programs(machine: str, root: str) -> list[list[str]]:
     """Return modules with their arguments. Turns are as long as the time allows: a compilation costs most of it."""
     end_to_end = ["benchmarks.end_to_end", "--root", root]
-    loader = ["benchmarks.loader", "--images", "64", "--seconds", "1"]
+    # beside, not over, the record of the same day of a longer run by itself
+    loader = ["benchmarks.loader", "--images", "64", "--seconds", "1", "--out", "records/quick"]
     if machine == "cpu":
         return [
             ["benchmarks.step", "--model", "resnet32", "--seconds", "2", "compute.device=cpu"],
