@@ -20,6 +20,8 @@ from hrdc_hpc.data.lists import read_list
 from hrdc_hpc.data.preflight import preflight
 from tests.data.images import jpeg, picture, png
 
+pytestmark = pytest.mark.slow
+
 TRAIN = """\
 a b/rose 1.jpg 1
 tulip.JPEG 0

@@ -17,6 +17,8 @@ from hrdc_hpc.data.classes import group_classes
 from hrdc_hpc.data.datasets import inat2018
 from hrdc_hpc.data.index import open_split
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "file", "total", "levels"),

@@ -337,7 +337,7 @@ def test_no_images_at_all(own):
 def test_a_wrong_layout_is_explained(own, change, message):
     change(own)
     with pytest.raises(ValueError, match=message):
-        open_split(folder_data(own), "train")
+        [open_split(folder_data(own), split) for split in ("train", "val")]
 
 
 def test_files_that_change_under_the_run_are_named(own):

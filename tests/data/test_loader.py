@@ -356,6 +356,7 @@ for loader in loaders:
 """In a process of its own, as what it guards against ends the process."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zeros", "markers", "smaller"])
 def test_a_header_that_cannot_be_read_in_a_large_batch_does_not_end_the_process(kind, own):
     root = Path(__file__).parents[2]

@@ -10,6 +10,8 @@ from hrdc_hpc.drill.__main__ import main
 
 from drills import drill
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 @pytest.mark.dali

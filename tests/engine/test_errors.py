@@ -21,7 +21,7 @@ from faulty import train_at_once, train_but_rank_1_fails
 from ranks import Ranks
 from runs import differing, final_state, make_run
 
-pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.dali, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

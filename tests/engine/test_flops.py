@@ -18,6 +18,8 @@ from hrdc_hpc.engine.roofline import bytes_per_image
 from hrdc_hpc.models.backbones import resnet32, resnet50, resnext50_32x4d, tiny, torchvision
 from hrdc_hpc.models.network import Network, build_network
 
+pytestmark = pytest.mark.slow
+
 
 def _network(file: ModuleType, heads: int, classes: int) -> Network:
     model = Model(backbone=Component(file.__name__.rpartition(".")[2], file.Options()))

@@ -31,7 +31,7 @@ from faulty import (
 from ranks import Ranks
 from runs import differing, final_state, make_run
 
-pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.dali, pytest.mark.timeout(300)]
 
 
 @dataclass

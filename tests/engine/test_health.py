@@ -26,7 +26,7 @@ from ranks import Ranks
 from runs import make_run
 from steps import alone, config_of
 
-pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.dali, pytest.mark.timeout(300)]
 
 
 def test_bad_node_has_a_code_of_its_own() -> None:

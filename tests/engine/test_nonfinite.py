@@ -15,7 +15,7 @@ from faulty import StopAtEvaluation, StopInReplay, train_but_rank_1_cannot_count
 from ranks import Ranks
 from runs import differing, final_state, learnt, make_run
 
-pytestmark = [pytest.mark.dali, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.dali, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

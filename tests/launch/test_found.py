@@ -18,6 +18,8 @@ from hrdc_hpc.record.lease import Lease
 
 from launching import SUMMARY, contents, launch
 
+pytestmark = pytest.mark.slow
+
 
 def test_prepare_makes_a_run_and_submits_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("--prepare") == 0

@@ -19,6 +19,8 @@ from hrdc_hpc.models.network import build_network
 from ranks import Ranks
 from synced import CHANNELS, one_step, step_in_sync, two_norms
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SIZE = 4
 

@@ -14,6 +14,8 @@ from torchvision import models
 from hrdc_hpc.models.backbones import torchvision
 from hrdc_hpc.models.network import Backbone, parameters
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     ("resnet18", 64, 512, 11_176_512),
     ("mobilenet_v3_small", 64, 1024, 1_517_856),

@@ -18,6 +18,8 @@ from hrdc_hpc.models.basic import BasicResNet
 from hrdc_hpc.models.network import build_network
 from hrdc_hpc.models.weights import load_weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def state() -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ from hrdc_hpc.record.lease import TTL_S, Lease, LeaseHeld, LeaseLost
 from contenders import contend
 from leases import age, elsewhere, helpers, rewrite
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("before", ["free", "dead", "expired"])
 def test_one_of_several_contenders_wins(before: str, run: RunFolder, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from hrdc_hpc.record.folder import RunFolder
 from hrdc_hpc.scaling import accuracy, curves
 from hrdc_hpc.scaling.curves import Point, Trained, Wanted
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 name: small
 data: {dataset: digits_lt, image_size: 24, eval_resize: 32}

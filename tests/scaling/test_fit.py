@@ -17,6 +17,8 @@ from hrdc_hpc.scaling.fit import FAR, Observation, fit, observations
 from hrdc_hpc.scaling.model import Algorithm, Load, Parameters, all_reduce_s, step_parts, with_rate
 from hrdc_hpc.scaling.rows import Row, Size
 
+pytestmark = pytest.mark.slow
+
 TRUTH = Parameters(
     fixed_s=0.01, image_s=0.001, inside_latency_s=5e-6, inside_s_per_byte=1 / 200e9, between_latency_s=2e-5,
     between_s_per_byte=1 / 20e9, rate_share=0.9, overlap=0.3, stretch=1.1, noise=0.01, node_image_s=0,

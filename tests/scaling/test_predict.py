@@ -20,6 +20,8 @@ from hrdc_hpc.scaling.rows import Row, Size
 from made_studies import inat as made_inat
 from made_studies import model_step_s, row, size
 
+pytestmark = pytest.mark.slow
+
 
 def inat(*overrides: str, profile: str = "h200_ndr") -> RunConfig:
     return load("inat.yaml", [f"cluster.profile={profile}", *overrides])
