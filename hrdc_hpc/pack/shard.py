@@ -41,7 +41,10 @@ _JPEG = b"\xff\xd8"
 _RECORD = 20 * BLOCK
 """A tar's length is a multiple of this, by custom."""
 
-MEND = "Replace or remove it, or leave out --on-bad stop to have such images listed."
+MEND = (
+    "Replace it and start again, or remove it and pack into another --out, or leave out --on-bad stop to have such"
+    " images listed."
+)
 """What whoever wants to stop at an unreadable image can do."""
 
 Tell = Callable[[int, int], None]
