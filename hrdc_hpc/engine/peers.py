@@ -17,6 +17,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store  # torch.distributed does not export it by name to type checkers
 
+from hrdc_hpc.engine.watchdog import silent_s
+
 FAILURE = "failure"
 """Key under which the first rank that failed leaves word: '<rank> <why>'."""
 _SPEAKER, _SAID = "hung/speaker", "hung/said"
@@ -113,14 +115,18 @@ class Peers:
             return None
 
     def first(self) -> Sign | None:
-        """Rank 0's newest sign of life; None if it gives no new ones. Takes some beats."""
+        """Rank 0's next sign of life; None if none comes in `silent_s(every_s)`."""
+        end = time.monotonic() + silent_s(self._every_s)
         try:
             before = self._sign(0)
-            time.sleep(2.5 * self._every_s)
-            after = self._sign(0)
+            while before and time.monotonic() < end:
+                time.sleep(self._every_s / 2)
+                after = self._sign(0)
+                if after and after.beat > before.beat:
+                    return after
         except (dist.DistError, RuntimeError):
-            return None
-        return after if before and after and after.beat > before.beat else None
+            pass
+        return None
 
     def _sign(self, rank: int) -> Sign | None:
         key = f"sign/{rank}"

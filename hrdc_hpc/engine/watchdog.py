@@ -190,7 +190,7 @@ class Watchdog:
         """
         if self._place.rank == 0 or self._company is None or idle_s > self._guard.watchdog_start_s:
             return False
-        first = _answer(self._company.first, 2.5 * self.beat_s + 2 * _STORE_S)
+        first = _answer(self._company.first, silent_s(self.beat_s) + 2 * _STORE_S)
         return first is not None and (first.where in SLOW or first.for_s < limit_s)
 
     @contextmanager
@@ -279,6 +279,14 @@ class Watchdog:
         job = self._place.job
         name = f"stacks-{job.get('job_id', 0)}-{job.get('restart_count', 0)}-r{self._place.rank}.txt"
         return self._folder.logs / name
+
+
+def silent_s(every_s: float) -> float:
+    """For how long a rank that beats every `every_s` seconds must be silent before it is taken for stopped.
+
+    A machine with more work than cores may keep a thread waiting for a second.
+    """
+    return max(2.5 * every_s, 2.0)
 
 
 def _answer(ask: Callable[[], T], seconds: float) -> T | None:
