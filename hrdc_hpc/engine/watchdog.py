@@ -80,6 +80,8 @@ class Watchdog:
         self._now = (0, "starting", 0, guard.watchdog_start_s)
         self._idle_s = 0.0
         """For how long the main thread has been at the same thing, as the last look found."""
+        self._seen = -1
+        """The count of that thing."""
         self._begun: float | None = None
         self._first_s: float | None = None
         self._suspended_s = 0.0
@@ -106,7 +108,9 @@ class Watchdog:
 
     def where(self) -> tuple[int, str, int, float]:
         """How many things the main thread has begun, what it is at, steps done, and seconds it has been at that."""
-        return *self._now[:3], self._idle_s
+        count, where, step, _ = self._now
+        # what was begun since the last look has not lasted as long as what went before it
+        return count, where, step, self._idle_s if count == self._seen else 0.0
 
     def at(self, where: str, step: int) -> None:
         """Something of the start begins, or a save: anything that may take long."""
@@ -162,15 +166,15 @@ class Watchdog:
 
     def _watch(self) -> None:
         tick_s = min(1.0, self._guard.watchdog_min_s / 10)
-        seen, before = -1, time.monotonic()
+        before = time.monotonic()
         while not self._over.wait(tick_s):
             now = time.monotonic()
             gap_s, before = now - before, now
             # this process may have been suspended with all its peers: that time is nobody's fault
             self._idle_s += min(gap_s, 2 * tick_s)
             count, where, step, limit_s = self._now
-            if count != seen:
-                self._idle_s, self._suspended_s, seen = 0.0, 0.0, count
+            if count != self._seen:
+                self._idle_s, self._suspended_s, self._seen = 0.0, 0.0, count
             self._suspended_s += gap_s if gap_s > _SUSPENDED_S else 0.0
             faulthandler.dump_traceback_later(self._guard.watchdog_start_s + 60, exit=True, file=2)
             if self._idle_s > limit_s:
